@@ -1,0 +1,1 @@
+"""The decoder process: untrusted bytes to pixels in a given buffer. The only room with image codecs."""

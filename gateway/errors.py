@@ -1,0 +1,134 @@
+"""The tree of refusals: every answer that is not a result, each with a stable `code`. There is no HTTP in here.
+
+`detail` is written for the client and says what to do. It never holds the text of a library, a path, a pid or an
+address.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Refusal(Exception):
+    """Base of the tree. `retry_after_s`: whole seconds after which the same request may succeed, or None."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, detail: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(Refusal):
+    """The request is malformed, or a parameter is out of its bounds."""
+
+    code = "bad_request"
+
+
+class Unauthorized(Refusal):
+    """A credential is missing or wrong."""
+
+    code = "unauthorized"
+
+
+class NotFound(Refusal):
+    """No such path."""
+
+    code = "not_found"
+
+
+class UnknownModel(Refusal):
+    """No model, or no version of it, by that name."""
+
+    code = "unknown_model"
+
+
+class MethodNotAllowed(Refusal):
+    """The path exists, the method does not. `allow`: the methods that do."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, detail: str, *, allow: str) -> None:
+        super().__init__(detail)
+        self.allow = allow
+
+
+class BodyTimeout(Refusal):
+    """The client sent its body too slowly."""
+
+    code = "body_timeout"
+
+
+class PayloadTooLarge(Refusal):
+    """Too many bytes, too many images, or more pixels than the model takes."""
+
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(Refusal):
+    """The body, or an image in it, is of a kind that is not read here."""
+
+    code = "unsupported_media_type"
+
+
+class UndecodableImage(Refusal):
+    """The bytes claim to be an image and are not, or cost more to decode than is allowed."""
+
+    code = "undecodable_image"
+
+
+class RateLimited(Refusal):
+    """The client is over its rate."""
+
+    code = "rate_limited"
+
+
+class InferenceFailed(Refusal):
+    """The engine reported an error for this image."""
+
+    code = "inference_failed"
+
+
+class WorkerLost(Refusal):
+    """The process that held the image died, and so did the next one."""
+
+    code = "worker_lost"
+
+
+class Overloaded(Refusal):
+    """A bound is reached: the queue, the memory for bodies, or the connections."""
+
+    code = "overloaded"
+
+
+class Draining(Refusal):
+    """The server is going down and takes nothing new."""
+
+    code = "draining"
+
+
+class ModelNotReady(Refusal):
+    """The model is known and not serving (yet)."""
+
+    code = "model_not_ready"
+
+
+class DeadlineExceeded(Refusal):
+    """The answer cannot be, or was not, there in time."""
+
+    code = "deadline_exceeded"
+
+
+class VersionNotSupported(Refusal):
+    """An HTTP version other than 1.0 and 1.1."""
+
+    code = "http_version_not_supported"
+
+
+class InvalidModel(Exception):
+    """A model directory does not hold what its contract says. The text says what to change."""
+
+
+class InvalidSettings(Exception):
+    """A setting is unknown or out of its bounds. The text names the nearest known key."""

@@ -1,0 +1,1 @@
+"""Model repositories and contracts: files in, data out. Knows nothing of processes, sockets or HTTP."""

@@ -1,0 +1,111 @@
+"""The one list of everything a child inherits: socket, segments, device, limits, models. Nothing else crosses exec.
+
+The list itself travels as JSON in a memfd whose number is the child's only argument.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+from typing import Self
+
+import msgspec
+
+from shm.segment import Segment
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """A segment that the child may map: its fd, size in bytes, and whether for writing."""
+
+    fd: int
+    size: int
+    writable: bool
+
+    def attach(self) -> Segment:
+        """Map it, in the child."""
+        return Segment.attach(self.fd, self.size, writable=self.writable)
+
+
+class ModelGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """One model: its index on the wire, its contract (JSON of `gateway.models.spec.Contract`) and its slots."""
+
+    index: int
+    name: str
+    version: int
+    directory: str
+    """Where the model's files are; empty for decoders, which cannot open files."""
+    contract: str
+    slot_count: int
+    input: Grant
+    output: Grant | None
+    """None for decoders."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a decoder may use."""
+
+    cpu_ns_max: int
+    """CPU time of one image, ns; past it the kernel kills the decoder."""
+    address_space_size_max: int
+    """Bytes (RLIMIT_AS)."""
+    nice: int
+    """Added niceness: decoding yields to the gateway and the worker."""
+
+
+class Heritage(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a child owns at birth. `parent` is the pid whose death ends it."""
+
+    parent: int
+    socket_fd: int
+    recorder: Grant
+    models: list[ModelGrant]
+    device: str = "cpu"
+    thread_count: int = 1
+    """Threads that the worker's engine may use."""
+    bodies: Grant | None = None
+    limits: Limits | None = None
+
+    def fds(self) -> tuple[int, ...]:
+        """Every fd that must stay open across exec."""
+        found = [self.socket_fd, self.recorder.fd]
+        if self.bodies is not None:
+            found.append(self.bodies.fd)
+        for model in self.models:
+            found.append(model.input.fd)
+            if model.output is not None:
+                found.append(model.output.fd)
+        return tuple(found)
+
+    def bequeath(self) -> int:
+        """Write the list to a fresh memfd and return its fd; the caller closes it after the spawn."""
+        fd = os.memfd_create("penstock-heritage", os.MFD_CLOEXEC)
+        os.write(fd, msgspec.json.encode(self))
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
+
+    @classmethod
+    def inherit(cls, fd: int) -> Self:
+        """In the child: read the list from the fd given as its argument, and close that fd."""
+        with os.fdopen(fd, "rb") as file:
+            return msgspec.json.decode(file.read(), type=cls)
+
+    def open_socket(self) -> socket.socket:
+        """In the child: the control socket, blocking."""
+        control = socket.socket(fileno=self.socket_fd)
+        control.setblocking(True)
+        return control
+
+    def die_with_parent(self) -> None:
+        """In the child, first thing: be killed when the gateway dies, also if it died before this call.
+
+        Source: prctl(2), PR_SET_PDEATHSIG.
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "PR_SET_PDEATHSIG")
+        if os.getppid() != self.parent:
+            raise SystemExit("penstock: the gateway died while this child was starting")

@@ -1,0 +1,212 @@
+"""Control messages between the gateway and its children, as msgpack arrays. Sans-IO: bytes in, structs out.
+
+One frame is one SOCK_SEQPACKET datagram, so there is no framing and no partial read. A frame that does not decode to
+one of the types below raises WireError: its sender is broken and is to be killed, never believed.
+
+=========  =====================  ====================================
+direction  message                meaning
+=========  =====================  ====================================
+→ decoder  Decode                 decode these images into these slots
+← decoder  DecoderReady           sandboxed and waiting for work
+← decoder  Decoded                a status per image
+→ worker   Run                    run these slots as one batch
+← worker   Loading, Loaded,       progress, success or refusal of one
+           LoadFailed             model at start
+← worker   WorkerReady            every model was loaded or refused
+← worker   Ran                    a status per slot of one batch
+=========  =====================  ====================================
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from shm.layout import Field
+
+FRAME_SIZE_MAX = 64 * 1024
+"""Bytes. Larger datagrams are never sent; a larger one received is truncated by the kernel and refused here."""
+
+
+class Encoding(enum.IntEnum):
+    """How the bytes of an image stand in the bodies segment."""
+
+    BINARY = 0
+    BASE64 = 1
+
+
+class ItemStatus(enum.IntEnum):
+    """The outcome of one image in one stage. Never an HTTP number."""
+
+    OK = 0
+    UNDECODABLE = 1
+    UNSUPPORTED_FORMAT = 2
+    PIXELS_OVER_LIMIT = 3
+    BAD_BASE64 = 4
+    FAILED = 5
+    LATE = 6
+
+
+class DecodeItem(msgspec.Struct, array_like=True, gc=False):
+    """One image: `size` encoded bytes at `offset` of the bodies segment, to be decoded into `slot` of `model`."""
+
+    ticket: int
+    model: int
+    slot: int
+    offset: int
+    size: int
+    encoding: Encoding
+
+
+class Decode(msgspec.Struct, array_like=True, tag=1):
+    """Images for one decoder, in the order in which it is to decode them."""
+
+    items: list[DecodeItem]
+
+
+class DecodedItem(msgspec.Struct, array_like=True, gc=False):
+    """Outcome of one image. `decode_ns` is wall time; `width` and `height` are the source's, 0 when unknown.
+
+    `detail` is a sentence of our own for the client, never the text of a library.
+    """
+
+    ticket: int
+    status: ItemStatus
+    decode_ns: int
+    width: int = 0
+    height: int = 0
+    detail: str = ""
+
+
+class DecoderReady(msgspec.Struct, array_like=True, tag=2):
+    """`sandbox` names the confinements that are in force, e.g. ["no_new_privs", "landlock", "seccomp"]."""
+
+    sandbox: list[str]
+
+
+class Decoded(msgspec.Struct, array_like=True, tag=3):
+    """Outcomes, in any order."""
+
+    items: list[DecodedItem]
+
+
+class Run(msgspec.Struct, array_like=True, tag=4):
+    """One batch: gather `slots` of `model`, pad to `size` rows, run, write each output to its own slot.
+
+    `top_k`: how many classes to rank (classification only). `latest_start_ns` (monotonic): a batch that would start
+    later is answered LATE for all its slots instead of being run.
+    """
+
+    batch: int
+    model: int
+    size: int
+    slots: list[int]
+    top_k: int
+    latest_start_ns: int
+
+
+class Loading(msgspec.Struct, array_like=True, tag=5):
+    """A model's progress at start: `stage` is one word ("session", "warmup", "profile"), `share` is 0 to 1."""
+
+    model: int
+    stage: str
+    share: float
+
+
+class ProfilePoint(msgspec.Struct, array_like=True, frozen=True):
+    """Measured at load: a batch of `size` takes `p50_ns` (median) and `p99_ns` (99th percentile)."""
+
+    size: int
+    p50_ns: int
+    p99_ns: int
+
+
+class Loaded(msgspec.Struct, array_like=True, tag=6):
+    """A model is warm at every size of `profile`. `fields` says what its output slots hold; `provider` what runs it."""
+
+    model: int
+    fields: list[Field]
+    profile: list[ProfilePoint]
+    provider: str
+    load_ns: int
+
+
+class LoadFailed(msgspec.Struct, array_like=True, tag=7):
+    """A model is refused; `detail` says what does not fit and what to change."""
+
+    model: int
+    detail: str
+
+
+class WorkerReady(msgspec.Struct, array_like=True, tag=8):
+    """Every model was answered by Loaded or LoadFailed. `device` is a label for people; `rss_size` is in bytes."""
+
+    device: str
+    rss_size: int
+
+
+class Ran(msgspec.Struct, array_like=True, tag=9):
+    """One batch is done: `statuses` in the order of Run.slots. Wall times of its parts; `detail` for FAILED ones."""
+
+    batch: int
+    statuses: list[ItemStatus]
+    gather_ns: int
+    run_ns: int
+    write_ns: int
+    detail: str = ""
+
+
+FromDecoder = DecoderReady | Decoded
+FromWorker = Loading | Loaded | LoadFailed | WorkerReady | Ran
+Message = Decode | Run | FromDecoder | FromWorker
+
+
+class WireError(ValueError):
+    """A frame that no correct peer sends."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_to_decoder = msgspec.msgpack.Decoder(Decode)
+_to_worker = msgspec.msgpack.Decoder(Run)
+_from_decoder: msgspec.msgpack.Decoder[FromDecoder] = msgspec.msgpack.Decoder(FromDecoder)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+
+
+def encode(message: Message) -> bytes:
+    """One message as one frame; at most FRAME_SIZE_MAX bytes."""
+    frame = _encoder.encode(message)
+    assert len(frame) <= FRAME_SIZE_MAX, f"{type(message).__name__} of {len(frame)} bytes"
+    return frame
+
+
+def read_for_decoder(frame: bytes) -> Decode:
+    """In a decoder: a frame of the gateway's. Raises WireError."""
+    try:
+        return _to_decoder.decode(frame)
+    except msgspec.DecodeError as error:
+        raise WireError(str(error)) from None
+
+
+def read_for_worker(frame: bytes) -> Run:
+    """In a worker: a frame of the gateway's. Raises WireError."""
+    try:
+        return _to_worker.decode(frame)
+    except msgspec.DecodeError as error:
+        raise WireError(str(error)) from None
+
+
+def read_from_decoder(frame: bytes) -> FromDecoder:
+    """In the gateway: a frame of a decoder's. Raises WireError."""
+    try:
+        return _from_decoder.decode(frame)
+    except msgspec.DecodeError as error:
+        raise WireError(str(error)) from None
+
+
+def read_from_worker(frame: bytes) -> FromWorker:
+    """In the gateway: a frame of a worker's. Raises WireError."""
+    try:
+        return _from_worker.decode(frame)
+    except msgspec.DecodeError as error:
+        raise WireError(str(error)) from None
