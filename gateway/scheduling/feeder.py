@@ -1,0 +1,185 @@
+"""Which image goes to which decoder, when. A free slot is the admission to decoding.
+
+A decoder works through what it holds in order, and nothing can be taken back, so it is given little: images worth
+DEPTH_NS of decoding, but always at least one. Estimates come from the encoded size, corrected by what was measured.
+One decoder is kept free of large photos while small ones are about, so that a 12-megapixel upload does not stand in
+front of a thumbnail.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.scheduling.restarts import Restarts
+from gateway.scheduling.ticket import TENSOR, Fill, Send, Stage, Ticket, TicketQueue
+from shm.arena import SlotState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.scheduling.line import Line
+    from gateway.scheduling.ticket import Effect
+
+DEPTH_NS = 2_000_000
+"""Estimated decoding work that one decoder may hold."""
+
+LARGE_NS = 8_000_000
+"""An image estimated above this is large."""
+
+SMALL_MEMORY_NS = 1_000_000_000
+"""How long after the last small image a decoder stays reserved for the next one."""
+
+BASE_COST_NS = 60_000
+"""Of every image: header, resize, bookkeeping."""
+
+_RATE_MIN, _RATE_MAX, _RATE_START = 1.0, 60.0, 8.0
+"""ns per encoded byte: bounds and first guess (224x224 q85: 9; 1080p: 7; 12 MP: 5, measured)."""
+
+_SMOOTHING = 0.02
+
+
+class DecoderState:
+    """One decoder as the core sees it. `held` is what it was sent and has not answered, in that order."""
+
+    __slots__ = ("cost_ns", "due_ns", "held", "index", "large_count", "ready", "restarts", "spawn_at_ns", "started_ns")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.ready = False
+        self.held: dict[int, Ticket] = {}
+        self.cost_ns = 0
+        self.large_count = 0
+        self.due_ns = 0
+        """When it must have answered something; 0 while it holds nothing."""
+        self.restarts = Restarts()
+        self.spawn_at_ns: int | None = 0
+        """When to start it; None while it runs or starts."""
+        self.started_ns = 0
+
+
+class Feeder:
+    """All decoders, and the choice of the next image for each."""
+
+    __slots__ = ("_hang_ns", "_last_small_ns", "_rate", "decoders", "frame_count_max")
+
+    def __init__(self, decoder_count: int, *, frame_count_max: int, hang_ns: int) -> None:
+        self.decoders = [DecoderState(index) for index in range(decoder_count)]
+        self.frame_count_max = frame_count_max
+        self._hang_ns = hang_ns
+        self._rate = _RATE_START
+        self._last_small_ns = -SMALL_MEMORY_NS
+
+    def estimate_ns(self, size: int) -> int:
+        """Expected decoding time of `size` encoded bytes."""
+        return BASE_COST_NS + int(size * self._rate)
+
+    def enqueue(self, ticket: Ticket) -> None:
+        """A ticket (WAITING) joins its model's line for a slot and a decoder."""
+        if ticket.encoding == TENSOR:
+            ticket.cost_ns = 0
+        else:
+            ticket.cost_ns = self.estimate_ns(ticket.size)
+        self.queue_of(ticket).push(ticket.key, ticket)
+
+    def queue_of(self, ticket: Ticket) -> TicketQueue:
+        """The queue that a WAITING ticket stands in."""
+        return ticket.line.large if ticket.cost_ns > LARGE_NS else ticket.line.small
+
+    def feed(self, lines: Iterable[Line], now_ns: int) -> list[Effect]:
+        """Grant slots and hand out images until no slot, no decoder or no image is left."""
+        effects: list[Effect] = []
+        frames: dict[int, list[Ticket]] = {}
+        waiting = [line for line in lines if line.small or line.large]
+        while waiting:
+            decoder = self._least_loaded()
+            ticket = self._next(waiting, decoder, now_ns)
+            if ticket is None:
+                break
+            self.queue_of(ticket).pop()
+            slot = ticket.line.arena.admit_nowait()
+            assert slot is not None
+            ticket.slot = slot
+            ticket.stage = Stage.FILLING
+            ticket.sent_ns = now_ns
+            if ticket.encoding == TENSOR:
+                effects.append(Fill(ticket))
+            else:
+                assert decoder is not None
+                self._hold(decoder, ticket, now_ns)
+                frames.setdefault(decoder.index, []).append(ticket)
+            waiting = [line for line in waiting if line.small or line.large]
+        for index, tickets in frames.items():
+            effects.extend(
+                Send(index, tickets[start : start + self.frame_count_max])
+                for start in range(0, len(tickets), self.frame_count_max)
+            )
+        return effects
+
+    def _next(self, waiting: list[Line], decoder: DecoderState | None, now_ns: int) -> Ticket | None:
+        """The first image in order of service that has a slot, and a decoder that may take it."""
+        best: Ticket | None = None
+        large_allowed = decoder is not None and self._large_allowed(decoder, now_ns)
+        for line in waiting:
+            if not line.arena.free_count:
+                continue
+            for queue in (line.small, line.large):
+                ticket = queue.peek()
+                if ticket is None or (best is not None and best.key <= ticket.key):
+                    continue
+                if ticket.encoding != TENSOR and (decoder is None or (queue is line.large and not large_allowed)):
+                    continue
+                best = ticket
+        return best
+
+    def _least_loaded(self) -> DecoderState | None:
+        """The ready decoder with the least work, if it has room."""
+        best: DecoderState | None = None
+        for decoder in self.decoders:
+            if decoder.ready and decoder.cost_ns < DEPTH_NS and (best is None or decoder.cost_ns < best.cost_ns):
+                best = decoder
+        return best
+
+    def _large_allowed(self, chosen: DecoderState, now_ns: int) -> bool:
+        """Whether `chosen` may take a large image: another one stays free for small images, if there are any."""
+        if now_ns - self._last_small_ns >= SMALL_MEMORY_NS:
+            return True
+        others = [decoder for decoder in self.decoders if decoder.ready and decoder is not chosen]
+        return not others or any(decoder.large_count == 0 for decoder in others)
+
+    def _hold(self, decoder: DecoderState, ticket: Ticket, now_ns: int) -> None:
+        decoder.held[ticket.number] = ticket
+        decoder.cost_ns += ticket.cost_ns
+        if not decoder.due_ns:
+            decoder.due_ns = now_ns + self._hang_ns
+        if ticket.cost_ns > LARGE_NS:
+            decoder.large_count += 1
+        else:
+            self._last_small_ns = now_ns
+
+    def answered(self, decoder: DecoderState, number: int, decode_ns: int, now_ns: int) -> Ticket | None:
+        """A decoder answered an image; None when it never held it (a broken decoder)."""
+        ticket = decoder.held.pop(number, None)
+        if ticket is None:
+            return None
+        decoder.cost_ns -= ticket.cost_ns
+        decoder.due_ns = now_ns + self._hang_ns if decoder.held else 0
+        if ticket.cost_ns > LARGE_NS:
+            decoder.large_count -= 1
+        ticket.decode_ns = decode_ns
+        measured = (decode_ns - BASE_COST_NS) / ticket.size
+        self._rate += _SMOOTHING * (min(max(measured, _RATE_MIN), _RATE_MAX) - self._rate)
+        return ticket
+
+    def lost(self, decoder: DecoderState, now_ns: int) -> list[Ticket]:
+        """A decoder is dead and reaped: what it held, in the order in which it was sent."""
+        held = list(decoder.held.values())
+        decoder.held.clear()
+        decoder.cost_ns = decoder.large_count = decoder.due_ns = 0
+        decoder.ready = False
+        decoder.spawn_at_ns = decoder.restarts.died(now_ns)
+        for ticket in held:
+            state = ticket.line.arena.state(ticket.slot)
+            assert state in (SlotState.FILLING, SlotState.ZOMBIE)
+            ticket.line.arena.move(ticket.slot, SlotState.FREE)
+            ticket.slot = -1
+        return held

@@ -1,0 +1,65 @@
+"""Which worker takes the next batch, and whether it may already be given one while it still runs another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.scheduling.restarts import Restarts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.scheduling.profile import Profile
+    from gateway.scheduling.ticket import Batch
+
+STAGE_LEAD_NS = 500_000
+"""A second batch goes to a worker when its first is expected to end within this: it hides the hop, and binds late."""
+
+BATCHES_MAX = 2
+"""One running, one staged. More would hide nothing and add l(B) to every deadline."""
+
+
+class WorkerState:
+    """One worker as the core sees it. `batches[0]` runs, `batches[1]` is staged."""
+
+    __slots__ = (
+        "batches",
+        "free_at_ns",
+        "index",
+        "profiles",
+        "ready",
+        "restarts",
+        "spawn_at_ns",
+        "started_ns",
+        "was_ready",
+    )
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.ready = False
+        self.was_ready = False
+        self.batches: list[Batch] = []
+        self.profiles: dict[int, Profile] = {}
+        """By model index: what this worker (or, while it restarts, its last incarnation) has loaded."""
+        self.free_at_ns = 0
+        """When everything it was given is expected to be done."""
+        self.restarts = Restarts()
+        self.spawn_at_ns: int | None = 0
+        self.started_ns = 0
+
+    def serves(self, model: int) -> bool:
+        """Whether it has the model, or is expected to have it again."""
+        return self.was_ready and not self.restarts.failing and model in self.profiles
+
+
+def takers(workers: Iterable[WorkerState]) -> list[WorkerState]:
+    """Workers that could be given a batch, the soonest free first."""
+    able = [worker for worker in workers if worker.ready and len(worker.batches) < BATCHES_MAX]
+    if len(able) > 1:
+        able.sort(key=lambda worker: (len(worker.batches), worker.free_at_ns))
+    return able
+
+
+def staging_from_ns(worker: WorkerState) -> int:
+    """From when on a busy worker may be given its second batch even though that is not full."""
+    return worker.free_at_ns - STAGE_LEAD_NS

@@ -1,0 +1,471 @@
+"""The only door of the core: inputs are methods that take `now_ns`, outputs are effects from `advance`.
+
+State: a ticket is in exactly one place: a line's waiting queue, a decoder's `held`, a line's `ready` queue, a worker's
+batch, or with the caller (DONE, until `release`). Inputs change state and ask for nothing; `advance` decides. It may
+be called at any time, as often as one likes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway import errors
+from gateway.scheduling import batcher, placement
+from gateway.scheduling.feeder import DecoderState, Feeder
+from gateway.scheduling.placement import WorkerState
+from gateway.scheduling.profile import Profile
+from gateway.scheduling.ticket import (
+    TENSOR,
+    Batch,
+    Body,
+    Effect,
+    Finish,
+    Kill,
+    Role,
+    RunBatch,
+    Seal,
+    Spawn,
+    Stage,
+    Ticket,
+    TicketQueue,
+)
+from shm.arena import BodyArena, SlotState
+from shm.wire import ItemStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.scheduling.line import Line
+    from shm.wire import ProfilePoint
+
+RUNS_MAX = 2
+"""A batch whose worker died is run once more, never twice more."""
+
+DECODE_ATTEMPTS_MAX = 3
+"""Decoders that may die around one image that none of them named as the cause."""
+
+BLAMED_ATTEMPTS_MAX = 2
+"""Decoders that may be killed from outside (out of memory, an operator) while on one image."""
+
+HANG_NS_MIN = 1_000_000_000
+HANG_FACTOR = 5
+"""A worker that has not answered a batch after max(HANG_NS_MIN, HANG_FACTOR * l(b)) is hung."""
+
+
+class Scheduler:
+    """The core. `lines` are the models in wire order; children are known by index."""
+
+    def __init__(
+        self,
+        lines: Sequence[Line],
+        *,
+        bodies: BodyArena,
+        worker_count: int,
+        decoder_count: int,
+        frame_count_max: int,
+        decoder_hang_ns: int,
+        start_timeout_ns: int,
+    ) -> None:
+        """`frame_count_max` images go in one frame to a decoder, which is hung when it answers nothing for
+        `decoder_hang_ns`; a child that is not ready `start_timeout_ns` after its spawn is killed.
+        """
+        self.lines = list(lines)
+        self.bodies = bodies
+        self.workers = [WorkerState(index) for index in range(worker_count)]
+        self.feeder = Feeder(decoder_count, frame_count_max=frame_count_max, hang_ns=decoder_hang_ns)
+        self.draining = False
+        self.live_count = 0
+        """Tickets that were accepted and not yet answered."""
+        self._deadlines = TicketQueue(Stage.WAITING, Stage.RUNNING)
+        self._effects: list[Effect] = []
+        self._number = 0
+        self._now_ns = 0
+        self._start_timeout_ns = start_timeout_ns
+        self._wake_ns: int | None = None
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def precheck(self, line: Line, deadline_ns: int, now_ns: int) -> None:
+        """Refuse what cannot succeed, before a byte of the body is read.
+
+        Raises: Draining, ModelNotReady, DeadlineExceeded, Overloaded.
+        """
+        if self.draining:
+            raise errors.Draining("the server is going down; send this to another one", retry_after_s=5)
+        if not self.serving(line):
+            raise errors.ModelNotReady(f"model {line.name} is not serving yet; see /readyz", retry_after_s=1)
+        if now_ns >= deadline_ns:
+            raise errors.DeadlineExceeded("the deadline passed before the request was read; allow more time")
+        if line.held_count >= line.queue_max:
+            raise self._full(line)
+
+    def serving(self, line: Line) -> bool:
+        """Whether a request would be served: by a worker and a decoder that are up, or are expected back."""
+        return any(worker.serves(line.index) for worker in self.workers) and not all(
+            decoder.restarts.failing for decoder in self.feeder.decoders
+        )
+
+    def allocate_body(self, size: int) -> Body:
+        """Room for `size` bytes of body. Raises Overloaded when the byte budget is used up."""
+        region = self.bodies.allocate_nowait(size)
+        if region is None:
+            raise errors.Overloaded("the memory for request bodies is full; try again shortly", retry_after_s=1)
+        return Body(self.bodies, region)
+
+    def submit(
+        self,
+        line: Line,
+        body: Body,
+        parts: Sequence[tuple[int, int, int]],
+        *,
+        priority: int,
+        deadline_ns: int,
+        top_k: int,
+        now_ns: int,
+    ) -> list[Ticket]:
+        """Accept one request's images, all or none: (offset in the segment, size, encoding or TENSOR) each.
+
+        Every ticket holds the body; the caller's own hold stays the caller's. Raises Overloaded, Draining.
+        """
+        if self.draining:
+            raise errors.Draining("the server is going down; send this to another one", retry_after_s=5)
+        if line.held_count + len(parts) > line.queue_max:
+            raise self._full(line)
+        now_ns = self._at(now_ns)
+        tickets = []
+        for offset, size, encoding in parts:
+            self._number += 1
+            ticket = Ticket(self._number, line, body, offset, size, encoding, priority, deadline_ns, top_k, now_ns)
+            body.hold()
+            self.feeder.enqueue(ticket)
+            self._deadlines.push(deadline_ns, ticket)
+            tickets.append(ticket)
+        line.held_count += len(tickets)
+        self.live_count += len(tickets)
+        return tickets
+
+    def _full(self, line: Line) -> errors.Overloaded:
+        return errors.Overloaded(
+            f"{line.held_count} images wait for model {line.name}, which takes {line.queue_max}; try again shortly",
+            retry_after_s=1,
+        )
+
+    def cancel(self, ticket: Ticket, now_ns: int) -> None:
+        """The client is gone: queued work is dropped, running work is thrown away when it comes back."""
+        self._at(now_ns)
+        if ticket.stage < Stage.DONE:
+            self._end(ticket)
+        elif ticket.stage is Stage.DONE:
+            self.release(ticket)
+
+    def release(self, ticket: Ticket) -> None:
+        """Its output was read: the slot is free."""
+        assert ticket.stage is Stage.DONE
+        ticket.stage = Stage.ENDED
+        _free_slot(ticket)
+
+    # -- decoders ------------------------------------------------------------------------------------------------
+
+    def decoder_ready(self, index: int, now_ns: int) -> None:
+        """A decoder is sandboxed and waits for work."""
+        decoder = self.feeder.decoders[index]
+        decoder.ready = True
+        decoder.restarts.ready(self._at(now_ns))
+
+    def decoded(self, index: int, number: int, refusal: errors.Refusal | None, decode_ns: int, now_ns: int) -> bool:
+        """A decoder answered one image. False: it never held it, so it is broken."""
+        now_ns = self._at(now_ns)
+        ticket = self.feeder.answered(self.feeder.decoders[index], number, decode_ns, now_ns)
+        if ticket is None:
+            return False
+        ticket.let_go_of_body()
+        if ticket.stage is Stage.ENDED:
+            _free_slot(ticket)
+        elif refusal is not None:
+            self._finish(ticket, refusal, returned=True)
+        else:
+            self._enqueue(ticket, now_ns)
+        return True
+
+    def filled(self, ticket: Ticket, now_ns: int) -> None:
+        """A tensor row was copied into its slot."""
+        if ticket.stage is Stage.FILLING:
+            ticket.let_go_of_body()
+            self._enqueue(ticket, self._at(now_ns))
+
+    def _enqueue(self, ticket: Ticket, now_ns: int) -> None:
+        ticket.stage = Stage.QUEUED
+        ticket.decoded_ns = now_ns
+        ticket.line.arena.move(ticket.slot, SlotState.QUEUED)
+        ticket.line.enqueue(ticket, now_ns)
+
+    def decoder_lost(self, index: int, blamed: int, *, guilty: bool, now_ns: int) -> None:
+        """A decoder is dead and reaped. `blamed`: the image it was on, by its recorder (0: none). `guilty`: it died of
+        that image (its CPU budget, a crash) rather than of a kill from outside.
+        """
+        now_ns = self._at(now_ns)
+        decoder = self.feeder.decoders[index]
+        named = blamed in decoder.held
+        for ticket in self.feeder.lost(decoder, now_ns):
+            if ticket.stage is Stage.ENDED:
+                ticket.let_go_of_body()
+                continue
+            ticket.attempts += 1 if ticket.number == blamed or not named else 0
+            attempts_max = BLAMED_ATTEMPTS_MAX if ticket.number == blamed else DECODE_ATTEMPTS_MAX
+            if (ticket.number == blamed and guilty) or ticket.attempts >= attempts_max:
+                refusal = errors.UndecodableImage("decoding this image crashed, or cost more than is allowed")
+                self._finish(ticket, refusal, returned=True)
+            else:
+                ticket.stage = Stage.WAITING
+                self.feeder.enqueue(ticket)
+
+    # -- workers -------------------------------------------------------------------------------------------------
+
+    def worker_ready(self, index: int, profiles: Mapping[int, Sequence[ProfilePoint]], now_ns: int) -> None:
+        """A worker has warmed these models (by index) and waits for batches."""
+        worker = self.workers[index]
+        worker.ready = worker.was_ready = True
+        worker.free_at_ns = self._at(now_ns)
+        worker.restarts.ready(now_ns)
+        worker.profiles = {
+            model: Profile(points, deadline_ns=self.lines[model].deadline_ns, worker_count=len(self.workers))
+            for model, points in profiles.items()
+        }
+
+    def batch_done(self, index: int, number: int, statuses: Sequence[ItemStatus], now_ns: int) -> Batch | None:
+        """A worker answered its first batch. None: it never held it, or the count is wrong, so it is broken."""
+        now_ns = self._at(now_ns)
+        worker = self.workers[index]
+        if not worker.batches or worker.batches[0].number != number or len(statuses) != len(worker.batches[0].tickets):
+            return None
+        batch = worker.batches.pop(0)
+        worker.free_at_ns = now_ns
+        if worker.batches:
+            staged = worker.batches[0]
+            staged.started_ns = now_ns
+            worker.free_at_ns = now_ns + staged.expected_ns
+        for ticket, status in zip(batch.tickets, statuses, strict=True):
+            ticket.done_ns = now_ns
+            if ticket.stage is Stage.ENDED:
+                _free_slot(ticket)
+            elif status is ItemStatus.OK:
+                ticket.stage = Stage.DONE
+                self._deadlines.discard()
+                self.live_count -= 1
+                ticket.line.arena.move(ticket.slot, SlotState.DONE)
+                self._effects.append(Finish(ticket, None))
+            elif status is ItemStatus.LATE:
+                self._finish(ticket, _late(), returned=True)
+            else:
+                self._finish(ticket, errors.InferenceFailed("the model failed on this image"), returned=True)
+        return batch
+
+    def worker_lost(self, index: int, now_ns: int) -> None:
+        """A worker is dead and reaped: its batches run once more, elsewhere or on its successor."""
+        now_ns = self._at(now_ns)
+        worker = self.workers[index]
+        worker.ready = False
+        worker.spawn_at_ns = worker.restarts.died(now_ns)
+        batches, worker.batches = worker.batches, []
+        for batch in batches:
+            for ticket in batch.tickets:
+                if ticket.stage is Stage.ENDED:
+                    _free_slot(ticket)
+                elif ticket.runs >= RUNS_MAX:
+                    refusal = errors.WorkerLost("two workers died on this request; it may be the cause")
+                    self._finish(ticket, refusal, returned=True)
+                else:
+                    ticket.stage = Stage.QUEUED
+                    ticket.line.arena.move(ticket.slot, SlotState.QUEUED)
+                    ticket.line.held_count += 1
+                    ticket.line.enqueue(ticket, now_ns)
+
+    def child_started(self, role: Role, index: int, now_ns: int) -> None:
+        """A child was spawned; it is not ready yet."""
+        child = self._child(role, index)
+        child.started_ns = self._at(now_ns)
+
+    def broken(self, role: Role, index: int, reason: str) -> None:
+        """A child broke the protocol: it is never believed again."""
+        self._kill(role, index, reason)
+
+    def _child(self, role: Role, index: int) -> DecoderState | WorkerState:
+        return self.feeder.decoders[index] if role is Role.DECODER else self.workers[index]
+
+    def _kill(self, role: Role, index: int, reason: str) -> None:
+        child = self._child(role, index)
+        child.ready = False
+        child.started_ns = 0
+        self._effects.append(Kill(role, index, reason))
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Accept nothing more; finish what was accepted."""
+        self.draining = True
+
+    def advance(self, now_ns: int) -> list[Effect]:
+        """Decide everything that can be decided at `now_ns`, and hand over all effects since the last call."""
+        now_ns = self._at(now_ns)
+        self._wake_ns = None
+        self._expire(now_ns)
+        self._watch(now_ns)
+        self._effects.extend(self.feeder.feed(self.lines, now_ns))
+        self._dispatch(now_ns)
+        effects, self._effects = self._effects, []
+        return effects
+
+    def wake_at_ns(self) -> int | None:
+        """When `advance` must be called again at the latest, if no input comes first."""
+        first = self._deadlines.peek()
+        if first is not None:
+            self._wake(first.deadline_ns)
+        return self._wake_ns
+
+    def _wake(self, at_ns: int) -> None:
+        if self._wake_ns is None or at_ns < self._wake_ns:
+            self._wake_ns = at_ns
+
+    def _at(self, now_ns: int) -> int:
+        """Time never goes back."""
+        self._now_ns = max(self._now_ns, now_ns)
+        return self._now_ns
+
+    def _expire(self, now_ns: int) -> None:
+        while (ticket := self._deadlines.peek()) is not None and ticket.deadline_ns <= now_ns:
+            self._finish(ticket, _late())
+
+    def _watch(self, now_ns: int) -> None:
+        """Start the dead, kill the hung."""
+        for decoder in self.feeder.decoders:
+            self._watch_start(Role.DECODER, decoder, now_ns)
+            if decoder.due_ns and decoder.ready:
+                if now_ns >= decoder.due_ns:
+                    self._kill(Role.DECODER, decoder.index, "hung")
+                else:
+                    self._wake(decoder.due_ns)
+        for worker in self.workers:
+            self._watch_start(Role.WORKER, worker, now_ns)
+            if worker.batches and worker.ready:
+                batch = worker.batches[0]
+                due_ns = batch.started_ns + max(HANG_NS_MIN, HANG_FACTOR * batch.expected_ns)
+                if now_ns >= due_ns:
+                    self._kill(Role.WORKER, worker.index, "hung")
+                else:
+                    self._wake(due_ns)
+
+    def _watch_start(self, role: Role, child: DecoderState | WorkerState, now_ns: int) -> None:
+        if child.spawn_at_ns is not None:
+            if now_ns < child.spawn_at_ns:
+                self._wake(child.spawn_at_ns)
+                return
+            child.spawn_at_ns = None
+            child.started_ns = now_ns
+            self._effects.append(Spawn(role, child.index))
+        if not child.ready and child.started_ns:
+            due_ns = child.started_ns + self._start_timeout_ns
+            if now_ns >= due_ns:
+                self._kill(role, child.index, "did not start in time")
+            else:
+                self._wake(due_ns)
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, now_ns: int) -> None:
+        """Give every worker that can take one a batch, the soonest free first."""
+        progress = True
+        while progress:
+            progress = False
+            for worker in placement.takers(self.workers):
+                if self._dispatch_to(worker, now_ns):
+                    progress = True
+                    break
+
+    def _dispatch_to(self, worker: WorkerState, now_ns: int) -> bool:
+        """Close one batch for `worker` if its state and some model's line allow it."""
+        start_ns = max(now_ns, worker.free_at_ns) if worker.batches else now_ns
+        early = bool(worker.batches) and now_ns < placement.staging_from_ns(worker)
+        best: tuple[int, Line, Seal] | None = None
+        for line in self.lines:
+            profile = worker.profiles.get(line.index)
+            if profile is None or not len(line.ready):
+                continue
+            if not early:
+                while (late := batcher.late_head(line, profile, start_ns)) is not None:
+                    self._finish(late, _late())
+            decision = batcher.decide(line, profile, start_ns, now_ns)
+            if decision is None:
+                continue
+            if isinstance(decision, int):
+                self._wake(decision)
+            elif early and decision is not Seal.FULL:
+                self._wake(placement.staging_from_ns(worker))
+            else:
+                head = line.ready.peek()
+                assert head is not None
+                if best is None or head.key < best[0]:
+                    best = head.key, line, decision
+        if best is None:
+            return False
+        _, line, seal = best
+        self._start(worker, line, seal, start_ns, now_ns)
+        return True
+
+    def _start(self, worker: WorkerState, line: Line, seal: Seal, start_ns: int, now_ns: int) -> None:
+        profile = worker.profiles[line.index]
+        tickets, size, latest_ns = batcher.take(line, profile, start_ns)
+        self._number += 1
+        batch = Batch(self._number, line, tickets, size, seal, latest_ns)
+        batch.expected_ns = profile.times_ns[size]
+        if not worker.batches:
+            batch.started_ns = now_ns
+        worker.batches.append(batch)
+        worker.free_at_ns = start_ns + batch.expected_ns
+        line.held_count -= len(tickets)
+        for ticket in tickets:
+            ticket.run_ns = now_ns
+            ticket.runs += 1
+            ticket.batch_size = len(tickets)
+            line.arena.move(ticket.slot, SlotState.RUNNING)
+        self._effects.append(RunBatch(worker.index, batch))
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def _finish(self, ticket: Ticket, refusal: errors.Refusal, *, returned: bool = False) -> None:
+        self._end(ticket, returned=returned)
+        self._effects.append(Finish(ticket, refusal))
+
+    def _end(self, ticket: Ticket, *, returned: bool = False) -> None:
+        """Take a live ticket out of wherever it is. Its slot is freed, or left to the child that holds its bytes.
+
+        `returned`: that child has just answered, or is dead and reaped.
+        """
+        stage, line = ticket.stage, ticket.line
+        ticket.stage = Stage.ENDED
+        self._deadlines.discard()
+        self.live_count -= 1
+        if stage is not Stage.RUNNING:
+            line.held_count -= 1
+        if stage is Stage.WAITING:
+            self.feeder.queue_of(ticket).discard()
+            ticket.let_go_of_body()
+            return
+        if stage is Stage.QUEUED:
+            line.ready.discard()
+            line.after_seal()
+        elif not returned and not (stage is Stage.FILLING and ticket.encoding == TENSOR):
+            line.arena.move(ticket.slot, SlotState.ZOMBIE)
+            return
+        ticket.let_go_of_body()
+        _free_slot(ticket)
+
+
+def _free_slot(ticket: Ticket) -> None:
+    """Nobody holds the ticket's bytes any more. A lost decoder's slots are free already."""
+    if ticket.slot >= 0:
+        ticket.line.arena.move(ticket.slot, SlotState.FREE)
+        ticket.slot = -1
+
+
+def _late() -> errors.DeadlineExceeded:
+    return errors.DeadlineExceeded("the answer was not ready before the request's deadline")
