@@ -128,6 +128,15 @@ class BodyArena:
                 return Region(start, size)
         return None
 
+    def shrink(self, region: Region, size: int) -> Region:
+        """Keep the first `size` bytes of a region and free the rest."""
+        assert 0 < size <= region.size
+        kept = layout.align(size, layout.BODY_ALIGN)
+        taken = layout.align(region.size, layout.BODY_ALIGN)
+        if kept < taken:
+            self.free(Region(region.offset + kept, taken - kept))
+        return Region(region.offset, size)
+
     def free(self, region: Region) -> None:
         """Give a region back; freeing what is not held is an assertion failure."""
         start = region.offset

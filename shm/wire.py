@@ -162,9 +162,15 @@ FromWorker = Loading | Loaded | LoadFailed | WorkerReady | Ran
 Message = Decode | Run | FromDecoder | FromWorker
 
 
+Buffer = bytes | bytearray | memoryview
+
+
 class WireError(ValueError):
     """A frame that no correct peer sends."""
 
+
+# msgspec lets two more exceptions than its own through: text that is not UTF-8, and nesting in what it skips.
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_decoder = msgspec.msgpack.Decoder(Decode)
@@ -180,33 +186,33 @@ def encode(message: Message) -> bytes:
     return frame
 
 
-def read_for_decoder(frame: bytes) -> Decode:
+def read_for_decoder(frame: Buffer) -> Decode:
     """In a decoder: a frame of the gateway's. Raises WireError."""
     try:
         return _to_decoder.decode(frame)
-    except msgspec.DecodeError as error:
+    except _MALFORMED as error:
         raise WireError(str(error)) from None
 
 
-def read_for_worker(frame: bytes) -> Run:
+def read_for_worker(frame: Buffer) -> Run:
     """In a worker: a frame of the gateway's. Raises WireError."""
     try:
         return _to_worker.decode(frame)
-    except msgspec.DecodeError as error:
+    except _MALFORMED as error:
         raise WireError(str(error)) from None
 
 
-def read_from_decoder(frame: bytes) -> FromDecoder:
+def read_from_decoder(frame: Buffer) -> FromDecoder:
     """In the gateway: a frame of a decoder's. Raises WireError."""
     try:
         return _from_decoder.decode(frame)
-    except msgspec.DecodeError as error:
+    except _MALFORMED as error:
         raise WireError(str(error)) from None
 
 
-def read_from_worker(frame: bytes) -> FromWorker:
+def read_from_worker(frame: Buffer) -> FromWorker:
     """In the gateway: a frame of a worker's. Raises WireError."""
     try:
         return _from_worker.decode(frame)
-    except msgspec.DecodeError as error:
+    except _MALFORMED as error:
         raise WireError(str(error)) from None

@@ -1,0 +1,155 @@
+"""The command line: `penstock serve | demo | predict | check | models`. Reads arguments, prints, and calls others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from gateway import __version__, client, config, screens, server
+from gateway.errors import InvalidModel, InvalidSettings
+
+app = typer.Typer(
+    name="penstock",
+    help="An image-inference gateway: photos in over HTTP, labels out, one isolated process per device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+EXIT_WRONG_INPUT = 2
+
+Url = Annotated[str, typer.Option(help="Where the server is.")]
+
+
+def _fail(message: object) -> NoReturn:
+    """One line that says what is wrong, and exit status 2."""
+    _err.print(f"[bold red]penstock:[/] {message}", soft_wrap=True)
+    raise typer.Exit(EXIT_WRONG_INPUT)
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001 - typer's callback
+    if asked:
+        _out.print(f"penstock {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    _version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = None,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    *,
+    models: Annotated[str | None, typer.Option(help="Model repository: <model>/<version>/model.toml.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for any.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Settings as TOML.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="cpu or cuda:N; again for more workers.")] = None,
+    decoders: Annotated[int | None, typer.Option(help="Decoder processes; 0: half of the cores.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and exit.")] = False,
+) -> None:
+    """Serve a model repository over HTTP until SIGTERM or Ctrl-C."""
+    flags: dict[str, Any] = {
+        "models": models,
+        "host": host,
+        "port": port,
+        "devices": tuple(device) if device else None,
+        "decoders": decoders,
+        "log_level": log_level,
+    }
+    try:
+        settings = config.load(config_file, os.environ, flags)
+        if print_config:
+            # Not through rich: this is a file's content.
+            typer.echo(config.to_toml(settings), nl=False)
+            return
+        raise typer.Exit(server.run(settings))
+    except (InvalidSettings, InvalidModel) as error:
+        _fail(error)
+
+
+@app.command()
+def demo(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Answer one photo and exit.")] = False,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any.")] = 8080,
+) -> None:
+    """Build the demo model, serve it, classify a real photo, and go on serving until Ctrl-C."""
+    try:
+        from gateway.demo import show  # noqa: PLC0415 - needs the `demo` extra
+    except ImportError as error:
+        _fail(f"the demo needs {error.name}; install it with: pip install 'penstock[cpu,demo]'")
+    try:
+        raise typer.Exit(show.run(_out, port=port, once=once))
+    except (InvalidSettings, InvalidModel) as error:
+        _fail(error)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="NAME or NAME/VERSION.")],
+    files: Annotated[list[Path], typer.Argument(help="Image files.")],
+    *,
+    url: Url = DEFAULT_URL,
+    top_k: Annotated[int | None, typer.Option(help="Classes per image; default: the model's.")] = None,
+) -> None:
+    """Send image files to a running server and print what it says of each."""
+    images = []
+    for file in files:
+        try:
+            images.append(file.read_bytes())
+        except OSError as error:
+            _fail(f"{file}: {error.strerror}")
+    failed = False
+    try:
+        for start in range(0, len(files), screens.FILES_PER_REQUEST):
+            chunk = slice(start, start + screens.FILES_PER_REQUEST)
+            answers = client.predict(url, model, images[chunk], top_k)
+            for file, answer in zip(files[chunk], answers, strict=True):
+                _out.print(screens.answer(str(file), answer))
+                failed = failed or "error" in answer
+    except client.ServerSaysNo as error:
+        _fail(error)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def models(*, url: Url = DEFAULT_URL) -> None:
+    """List the models of a running server."""
+    try:
+        _out.print(screens.models(client.models(url)))
+    except client.ServerSaysNo as error:
+        _fail(error)
+
+
+@app.command()
+def check(
+    directory: Annotated[Path, typer.Argument(help="<model>/<version>, <model>, or a whole repository.")],
+    *,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+) -> None:
+    """Validate a model directory as the server would: read it, load it in a worker, warm it, measure it."""
+    try:
+        refused = screens.check(_out, directory, device)
+    except (InvalidSettings, InvalidModel) as error:
+        _fail(error)
+    raise typer.Exit(1 if refused else 0)
+
+
+def main() -> None:
+    """Entry point of `penstock` and `python -m gateway`."""
+    app()

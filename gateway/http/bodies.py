@@ -1,0 +1,138 @@
+"""Reads request bodies into the bodies segment: byte limit, deadline, minimum rate, one budget for all."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from aiohttp.client_exceptions import ClientPayloadError
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
+
+from gateway import errors
+
+if TYPE_CHECKING:
+    from aiohttp.streams import StreamReader
+    from aiohttp.web import BaseRequest
+
+    from gateway.config import Settings
+    from gateway.scheduling.scheduler import Scheduler
+    from gateway.scheduling.ticket import Body
+
+FIRST_SIZE = 64 * 1024
+"""Bytes taken for a body of unknown length; doubled as it grows."""
+
+LOOK_S = 0.5
+"""How often a slow body's rate is looked at."""
+
+
+class BodyReader:
+    """What every body is read under; one for the whole front. `view` is the gateway's view of the bodies segment."""
+
+    def __init__(self, core: Scheduler, view: memoryview, settings: Settings) -> None:
+        self._core = core
+        self._view = view
+        self._size_max = settings.body_size_max
+        self._timeout_s = settings.body_timeout_s
+        self._rate_min = settings.body_rate_min
+        self._grace_s = settings.body_rate_grace_s
+
+    async def read(self, request: BaseRequest) -> Body:
+        """The whole body; its region's size is the body's. The caller owns one hold.
+
+        Raises: PayloadTooLarge, UnsupportedMediaType, BadRequest, BodyTimeout, Overloaded.
+        """
+        headers = request.headers
+        encoding = headers.get("Content-Encoding")
+        if encoding is not None and encoding.lower() != "identity":
+            raise errors.UnsupportedMediaType("bodies are never decompressed here; send this one as it is")
+        try:
+            size = request.content_length
+        except ValueError:
+            raise errors.BadRequest("Content-Length is not a number") from None
+        if size is None:
+            if request.content.is_eof() and "Transfer-Encoding" not in headers:
+                raise errors.BadRequest("the request has no body; send an image")
+            return await self._read_chunked(request)
+        if size > self._size_max:
+            raise self._too_large()
+        if size == 0:
+            raise errors.BadRequest("the body is empty; send an image")
+        body = self._core.allocate_body(size)
+        try:
+            _continue(request)
+            await self._fill(request.content, body.region.offset, size)
+        except BaseException:
+            body.release()
+            raise
+        return body
+
+    async def _read_chunked(self, request: BaseRequest) -> Body:
+        """A body that does not say its length: its region grows by doubling, inside the same budget."""
+        body = self._core.allocate_body(min(FIRST_SIZE, self._size_max))
+        filled = 0
+        begun = time.monotonic()
+        try:
+            _continue(request)
+            while chunk := await self._next(request.content, begun, filled):
+                if filled + len(chunk) > self._size_max:
+                    raise self._too_large()
+                if filled + len(chunk) > body.region.size:
+                    body = self._grow(body, filled, filled + len(chunk))
+                start = body.region.offset + filled
+                self._view[start : start + len(chunk)] = chunk
+                filled += len(chunk)
+            if not filled:
+                raise errors.BadRequest("the body is empty; send an image")
+            body.shrink(filled)
+        except BaseException:
+            body.release()
+            raise
+        return body
+
+    def _grow(self, body: Body, filled: int, needed: int) -> Body:
+        larger = self._core.allocate_body(min(max(2 * body.region.size, needed), self._size_max))
+        old, new = body.region.offset, larger.region.offset
+        self._view[new : new + filled] = self._view[old : old + filled]
+        body.release()
+        return larger
+
+    async def _fill(self, content: StreamReader, offset: int, size: int) -> None:
+        view, end = self._view, offset + size
+        begun = time.monotonic()
+        start = offset
+        while start < end:
+            chunk = await self._next(content, begun, start - offset)
+            if not chunk:
+                raise errors.BadRequest("the body ended before its Content-Length")
+            view[start : start + len(chunk)] = chunk
+            start += len(chunk)
+
+    async def _next(self, content: StreamReader, begun: float, filled: int) -> bytes:
+        """The next piece as it comes; b"" at the end. Waits only as long as the body keeps its deadline and rate."""
+        try:
+            if content.is_eof():
+                return content.read_nowait(-1)
+            while True:
+                elapsed = time.monotonic() - begun
+                if elapsed > self._timeout_s:
+                    raise errors.BodyTimeout(f"the body took longer than {self._timeout_s:g} s; send it faster")
+                if filled < (elapsed - self._grace_s) * self._rate_min:
+                    raise errors.BodyTimeout(f"the body came slower than {self._rate_min} bytes/s; send it faster")
+                try:
+                    async with asyncio.timeout(LOOK_S):
+                        return await content.readany()
+                except TimeoutError:
+                    continue
+        except (RequestPayloadError, ClientPayloadError, HttpProcessingError):
+            raise errors.BadRequest("the body is not well-formed HTTP") from None
+
+    def _too_large(self) -> errors.PayloadTooLarge:
+        return errors.PayloadTooLarge(f"the body is over {self._size_max} bytes; send a smaller one, or fewer images")
+
+
+def _continue(request: BaseRequest) -> None:
+    """Tell a client that waits for leave (curl, from 1 MiB) to go on; by now its headers were accepted."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -1,0 +1,194 @@
+"""The HTTP front: routes, request ids, the error edge, connection limits. aiohttp's low-level server, no framework.
+
+A route is a method, a path of one to three segments and a handler; that is a dict look-up, not a router.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from gateway import errors, logs
+from gateway.http import responses
+from gateway.http.bodies import BodyReader
+from gateway.http.predict import Predict
+from gateway.http.status import Status
+
+if TYPE_CHECKING:
+    import socket
+
+    from gateway.config import Settings
+    from gateway.driver import Driver
+    from gateway.metrics import Sample
+
+_log = logs.get("http")
+
+_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}", re.ASCII)
+
+LINGER_S = 2.0
+"""How long the rest of a refused body is read and dropped before its connection is closed."""
+
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%b"
+)
+
+
+class Connection(RequestHandler):
+    """One connection. Says in our words what aiohttp itself refuses (malformed HTTP), and what nobody caught."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """The answer to a request that never reached, or broke, a handler."""
+        del request, message
+        if status < 500:  # noqa: PLR2004 - the client's fault
+            refusal: errors.Refusal = errors.BadRequest("this is not well-formed HTTP, or a header is too long")
+        else:
+            _log.error("request_failed", error=repr(exc))
+            refusal = errors.Refusal("something went wrong here; the log has it under this request id")
+        response = responses.problem(refusal, secrets.token_hex(8))
+        response.force_close()
+        return response
+
+
+class _Full(asyncio.Protocol):
+    """A connection over the limit: told so, and closed, before it can send anything."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        refusal = errors.Overloaded("too many connections; try again shortly", retry_after_s=1)
+        body = responses.problem(refusal, secrets.token_hex(8)).body
+        assert isinstance(body, bytes)
+        transport.write(_FULL % (len(body), body))
+        transport.close()
+
+
+class _Server(web.Server):
+    """aiohttp's server with our connections, counted."""
+
+    def __init__(self, *args: Any, connections_max: int, options: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._connections_max = connections_max
+        self._options = options
+        self.connection_count = 0
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        self.connection_count += 1
+        super().connection_made(handler, transport)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        self.connection_count -= 1
+        super().connection_lost(handler, exc)
+
+    def protocol(self) -> asyncio.Protocol:
+        """The factory for accepted connections."""
+        if self.connection_count >= self._connections_max:
+            return _Full()
+        return Connection(self, loop=self._loop, **self._options)
+
+
+class Front:
+    """The public listener. `start` binds it, `stop_accepting` closes it, `close` ends what is left."""
+
+    def __init__(self, driver: Driver, settings: Settings) -> None:
+        self._driver = driver
+        self._status = status = Status(driver)
+        self._pages = {
+            "livez": status.livez,
+            "readyz": status.readyz,
+            "metrics": status.metrics,
+            "models": status.models,
+            "openapi.json": status.openapi,
+        }
+        self._predict = Predict(driver, BodyReader(driver.core, driver.memory.bodies_view, settings))
+        self._id_prefix = secrets.token_hex(4)
+        self._ids = itertools.count(1)
+        self._server = _Server(
+            self._handle,
+            handler_cancellation=True,
+            connections_max=settings.connections_max,
+            options={
+                "keepalive_timeout": settings.header_timeout_s,
+                "lingering_time": LINGER_S,
+                "auto_decompress": False,
+                "max_line_size": settings.header_line_size_max,
+                "max_field_size": settings.header_line_size_max,
+                "max_headers": settings.header_count_max,
+                "access_log": None,
+            },
+        )
+        self._listener: asyncio.Server | None = None
+        driver.metrics.probes.append(self._samples)
+
+    def _samples(self) -> list[Sample]:
+        return [("penstock_connections", (), self._server.connection_count)]
+
+    async def start(self, bound: socket.socket) -> None:
+        """Accept on a bound socket."""
+        self._listener = await asyncio.get_running_loop().create_server(self._server.protocol, sock=bound, backlog=1024)
+
+    def stop_accepting(self) -> None:
+        """Close the listener; connections that exist stay."""
+        if self._listener is not None:
+            self._listener.close()
+
+    async def close(self, timeout_s: float) -> None:
+        """Finish the requests that are being handled, then close every connection."""
+        self.stop_accepting()
+        self._server.pre_shutdown()
+        await self._server.shutdown(timeout_s)
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        request_id = self._request_id(request)
+        try:
+            return await self._route(request, request_id)
+        except errors.Refusal as refusal:
+            return responses.problem(refusal, request_id)
+        except Exception:  # noqa: BLE001 - the edge: whatever nobody foresaw is logged and answered with 500
+            _log.exception("request_failed", request_id=request_id)
+            return responses.problem(
+                errors.Refusal("something went wrong here; the log has it under this request id"), request_id
+            )
+
+    def _request_id(self, request: web.BaseRequest) -> str:
+        """The client's own id when it is sane, else a new one."""
+        given = request.headers.get("X-Request-Id")
+        if given is not None and _SANE_ID.fullmatch(given):
+            return given
+        return f"{self._id_prefix}-{next(self._ids):x}"
+
+    async def _route(self, request: web.BaseRequest, request_id: str) -> web.Response:
+        """Find the handler by path, then check the method."""
+        if request.version not in ((1, 1), (1, 0)):
+            raise errors.VersionNotSupported("speak HTTP/1.1 or HTTP/1.0")
+        segments = request.raw_path.partition("?")[0].split("/")[1:]
+        match segments:
+            case ["predictions", name] if name:
+                _allow(request, "POST")
+                return await self._predict.answer(request, name, "", request_id)
+            case ["predictions", name, version] if name and version:
+                _allow(request, "POST")
+                return await self._predict.answer(request, name, version, request_id)
+            case ["models", name] if name:
+                _allow(request, "GET")
+                return self._status.model(name, request_id)
+            case [page] if page in self._pages:
+                _allow(request, "GET")
+                return self._pages[page](request_id)
+        raise errors.NotFound("there is nothing here; /openapi.json lists what there is")
+
+
+def _allow(request: web.BaseRequest, method: str) -> None:
+    if request.method != method and not (method == "GET" and request.method == "HEAD"):
+        raise errors.MethodNotAllowed(f"use {method} here", allow=method)

@@ -1,0 +1,126 @@
+"""The pages that say how it stands: liveness, readiness, models, metrics, the OpenAPI document. No policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from gateway import errors
+from gateway.http import openapi, responses
+from gateway.models.repository import describe
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from gateway.driver import Driver
+
+
+class Status:
+    """Answers from what the driver knows."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def livez(self, request_id: str) -> web.Response:
+        """200 while the event loop answers at all."""
+        return _json({"status": "alive"}, request_id)
+
+    def readyz(self, request_id: str) -> web.Response:
+        """200 when every model asked for at start is up, else 503; what each model lacks either way."""
+        states = [self._state(index) for index in range(len(self._driver.models))]
+        draining = self._driver.core.draining
+        ready = not draining and all(state["state"] == "ready" for state in states) and self._decoders_ready()
+        document = {
+            "status": "ready" if ready else "draining" if draining else "not_ready",
+            "decoders_ready": sum(decoder.ready for decoder in self._driver.core.feeder.decoders),
+            "models": [
+                {"name": model.name, "version": model.version, **state}
+                for model, state in zip(self._driver.models, states, strict=True)
+            ],
+        }
+        return _json(document, request_id, 200 if ready else 503)
+
+    def metrics(self, request_id: str) -> web.Response:
+        """Prometheus's text format."""
+        return responses.reply(self._driver.metrics.expose(), "text/plain; version=0.0.4; charset=utf-8", request_id)
+
+    def models(self, request_id: str) -> web.Response:
+        """Every model with its versions and states."""
+        found: dict[str, dict[str, Any]] = {}
+        for index, model in enumerate(self._driver.models):
+            entry = found.setdefault(model.name, {"name": model.name, "default_version": 0, "versions": []})
+            entry["default_version"] = model.version
+            entry["versions"].append({"version": model.version, **self._state(index)})
+        return _json({"models": list(found.values())}, request_id)
+
+    def model(self, name: str, request_id: str) -> web.Response:
+        """One model: the effective contract, state, device and measured profile of each version."""
+        versions = []
+        for index, model in enumerate(self._driver.models):
+            if model.name == name:
+                versions.append(
+                    {
+                        "version": model.version,
+                        **self._state(index),
+                        "workers": self._workers(index),
+                        "label_count": len(model.labels),
+                        "slot_count": self._driver.core.lines[index].arena.count,
+                        "contract": describe(model.contract),
+                    }
+                )
+        if not versions:
+            raise errors.UnknownModel("there is no such model; see /models")
+        return _json({"name": name, "default_version": versions[-1]["version"], "versions": versions}, request_id)
+
+    def openapi(self, request_id: str) -> web.Response:
+        """The OpenAPI document of this gateway."""
+        return _json(openapi.document(self._driver.models), request_id)
+
+    def _decoders_ready(self) -> bool:
+        return any(decoder.ready for decoder in self._driver.core.feeder.decoders)
+
+    def _state(self, index: int) -> dict[str, str]:
+        """ready, loading, restarting or failed; with a detail when it is not ready."""
+        driver = self._driver
+        state = driver.states[index]
+        workers = driver.core.workers
+        if any(worker.ready and index in worker.profiles for worker in workers):
+            return {"state": "ready"}
+        if state.failures:
+            return {"state": "failed", "detail": "; ".join(dict.fromkeys(state.failures.values()))}
+        if all(worker.restarts.failing for worker in workers):
+            return {"state": "failed", "detail": "every worker keeps dying; see the log for its last words"}
+        if any(worker.was_ready for worker in workers):
+            return {"state": "restarting", "detail": "its worker died and is being replaced"}
+        return {"state": "loading", "detail": ", ".join(state.loading.values()) or "waiting for its worker"}
+
+    def _workers(self, index: int) -> list[dict[str, Any]]:
+        """Per worker that has the model: device, provider, and l(b) as measured at load."""
+        driver = self._driver
+        found = []
+        for worker in driver.core.workers:
+            loaded = driver.states[index].loaded.get(worker.index)
+            profile = worker.profiles.get(index)
+            if loaded is None or profile is None:
+                continue
+            found.append(
+                {
+                    "worker": worker.index,
+                    "device": driver.devices[worker.index],
+                    "runs_on": driver.worker_devices[worker.index],
+                    "provider": loaded.provider,
+                    "load_ms": round(loaded.load_ns / 1e6, 1),
+                    "outputs": {field.name: {"dtype": field.dtype, "shape": field.shape} for field in loaded.fields},
+                    "batch_size_best": profile.best_size,
+                    "profile": [
+                        {"size": p.size, "p50_ms": round(p.p50_ns / 1e6, 3), "p99_ms": round(p.p99_ns / 1e6, 3)}
+                        for p in loaded.profile
+                    ],
+                }
+            )
+        return found
+
+
+def _json(document: dict[str, Any], request_id: str, status: int = 200) -> web.Response:
+    return responses.reply(orjson.dumps(document), responses.JSON, request_id, status)

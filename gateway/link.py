@@ -1,0 +1,126 @@
+"""One control socket to one child: frames out, frames in. No policy, no meaning.
+
+A frame that the socket cannot take now waits in order; how many can is bounded by what the core lets a child hold.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+from shm import wire
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+READS_MAX = 64
+"""Frames read in one go before the loop gets its turn."""
+
+_SEND_BUFFER_SIZE = 1 << 20
+"""Bytes asked of the kernel for frames on their way to a child."""
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """(ours, the child's): SOCK_SEQPACKET, so that a frame arrives whole or not at all."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_SIZE)
+    return ours, theirs
+
+
+class Link:
+    """The gateway's end of one child's socket.
+
+    `on_frame` gets a view that is valid during the call only; `on_eof` is called once, when the child closed its end.
+    """
+
+    __slots__ = ("_backlog", "_buffer", "_eof", "_loop", "_on_eof", "_on_frame", "_socket", "_view")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        ours: socket.socket,
+        on_frame: Callable[[memoryview], None],
+        on_eof: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._socket = ours
+        self._on_frame = on_frame
+        self._on_eof = on_eof
+        self._buffer = bytearray(wire.FRAME_SIZE_MAX)
+        self._view = memoryview(self._buffer)
+        self._backlog: collections.deque[bytes] = collections.deque()
+        self._eof = False
+        loop.add_reader(ours.fileno(), self._readable)
+
+    @property
+    def backlog_count(self) -> int:
+        """Frames that the socket has not taken yet."""
+        return len(self._backlog)
+
+    def send(self, frame: bytes) -> None:
+        """Send one frame, now or as soon as the socket takes it. A dead peer is not an error here: its death is news
+        that comes by another way.
+        """
+        if self._backlog:
+            self._backlog.append(frame)
+            return
+        try:
+            self._socket.send(frame)
+        except (BlockingIOError, InterruptedError):
+            self._backlog.append(frame)
+            self._loop.add_writer(self._socket.fileno(), self._writable)
+        except OSError:
+            return
+
+    def drain(self) -> None:
+        """Read every frame that is already there: a child's last words, before it is buried."""
+        while not self._eof and self._read_one():
+            pass
+
+    def close(self) -> None:
+        """Stop reading and writing, and close the socket."""
+        if self._socket.fileno() < 0:
+            return
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        self._backlog.clear()
+        self._socket.close()
+
+    def _readable(self) -> None:
+        for _ in range(READS_MAX):
+            if self._socket.fileno() < 0 or not self._read_one():
+                return
+
+    def _read_one(self) -> bool:
+        """Read one frame; False when there is none."""
+        try:
+            size = self._socket.recv_into(self._buffer)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            size = 0
+        if size == 0:
+            self._eof = True
+            self._loop.remove_reader(self._socket.fileno())
+            self._on_eof()
+            return False
+        self._on_frame(self._view[:size])
+        return True
+
+    def _writable(self) -> None:
+        while self._backlog:
+            try:
+                self._socket.send(self._backlog[0])
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._backlog.clear()
+                break
+            self._backlog.popleft()
+        with contextlib.suppress(ValueError):
+            self._loop.remove_writer(self._socket.fileno())

@@ -1,0 +1,180 @@
+"""Names, units and labels of every metric, in one table; and what is counted between two scrapes.
+
+The hot path appends numbers to lists and adds to dicts. Buckets are filled when somebody scrapes, or when a list has
+grown to FOLD_COUNT, for the whole list at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from prometheus_client.core import Metric
+
+FOLD_COUNT = 8192
+"""Observations kept as they came before they are folded into buckets."""
+
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+_IMAGES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
+STAGES = ("read", "decode_queue", "decode", "batch_queue", "infer", "respond")
+"""The stages of a request, in order; also the keys of `timing_ms`."""
+
+
+class Row(NamedTuple):
+    """One metric: `kind` is counter, gauge or histogram; `buckets` of a histogram, in its unit."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+
+
+TABLE = (
+    Row("penstock_requests", "counter", ("model", "code"), "Requests for predictions, by 'ok' or an error's code"),
+    Row("penstock_images", "counter", ("model", "code"), "Images in them, by outcome"),
+    Row("penstock_client_closed", "counter", ("model",), "Requests whose client left before the answer"),
+    Row("penstock_stage_seconds", "histogram", ("model", "stage"), "Time of an image in one stage", _SECONDS),
+    Row("penstock_request_seconds", "histogram", ("model",), "Time from the headers to the answer", _SECONDS),
+    Row("penstock_batch_images", "histogram", ("model",), "Images in a batch", _IMAGES),
+    Row("penstock_batches", "counter", ("model", "seal"), "Batches, by why they were closed"),
+    Row("penstock_slots", "gauge", ("model", "state"), "Slots of shared memory, by state"),
+    Row("penstock_queue_images", "gauge", ("model", "stage"), "Images that wait, by what for"),
+    Row("penstock_body_bytes", "gauge", (), "Shared memory held by request bodies"),
+    Row("penstock_body_bytes_max", "gauge", (), "Its limit"),
+    Row("penstock_child_restarts", "counter", ("role", "index"), "Deaths of children"),
+    Row("penstock_child_ready", "gauge", ("role", "index"), "1 while a child is up"),
+    Row("penstock_connections", "gauge", (), "Open connections"),
+    Row("penstock_loop_lag_seconds", "gauge", (), "How late the event loop's last heartbeat was"),
+    Row("penstock_loop_lag_max_seconds", "gauge", (), "How late it was at worst since the last scrape"),
+    Row("penstock_log_lines_dropped", "counter", (), "Log lines dropped because nobody read them fast enough"),
+)  # fmt: skip
+"""Every metric there is. Times are seconds, sizes bytes, as Prometheus wants them."""
+
+
+class Series:
+    """One histogram's observations under one set of label values."""
+
+    __slots__ = ("_bounds", "_counts", "_fresh", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = np.array(bounds)
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._fresh: list[float] = []
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self._fresh.append(value)
+        if len(self._fresh) >= FOLD_COUNT:
+            self._fold()
+
+    def _fold(self) -> None:
+        values = np.array(self._fresh)
+        self._fresh.clear()
+        places = np.searchsorted(self._bounds, values, side="left")
+        self._counts += np.bincount(places, minlength=len(self._counts))
+        self._sum += float(values.sum())
+
+    def buckets(self) -> tuple[list[tuple[str, float]], float]:
+        """(cumulative buckets as Prometheus wants them, sum)."""
+        self._fold()
+        cumulative = np.cumsum(self._counts)
+        names = [repr(float(bound)) for bound in self._bounds] + ["+Inf"]
+        return [(name, float(count)) for name, count in zip(names, cumulative, strict=True)], self._sum
+
+
+class ModelMetrics:
+    """What the hot path touches for one model, looked up once."""
+
+    __slots__ = ("batch_images", "batches", "client_closed", "images", "name", "request_seconds", "requests", "stages")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.requests: dict[str, int] = {}
+        self.images: dict[str, int] = {}
+        self.client_closed = 0
+        self.batches: dict[str, int] = {}
+        self.stages = tuple(Series(_SECONDS) for _ in STAGES)
+        self.request_seconds = Series(_SECONDS)
+        self.batch_images = Series(_IMAGES)
+
+
+Sample = tuple[str, tuple[str, ...], float]
+"""(metric name, label values, value) of a gauge or counter that is read off some structure at scrape time."""
+
+
+class Metrics(Collector):
+    """All metrics of one gateway. `probes` are asked at each scrape for what others keep."""
+
+    def __init__(self, model_names: Iterable[str]) -> None:
+        self.models = [ModelMetrics(name) for name in model_names]
+        self.probes: list[Callable[[], Iterable[Sample]]] = []
+        self.loop_lag_s = 0.0
+        self.loop_lag_max_s = 0.0
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def expose(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not ask the probes."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Every row of TABLE with its samples."""
+        samples: dict[str, list[tuple[tuple[str, ...], float]]] = {}
+        for name, labels, value in self._samples():
+            samples.setdefault(name, []).append((labels, value))
+        for row in TABLE:
+            if row.kind == "histogram":
+                histogram = HistogramMetricFamily(row.name, row.help, labels=row.labels)
+                for labels, series in self._series(row.name):
+                    buckets, total = series.buckets()
+                    histogram.add_metric(labels, buckets, total)
+                yield histogram
+                continue
+            family: CounterMetricFamily | GaugeMetricFamily
+            if row.kind == "counter":
+                family = CounterMetricFamily(row.name, row.help, labels=row.labels)
+            else:
+                family = GaugeMetricFamily(row.name, row.help, labels=row.labels)
+            for labels, value in samples.get(row.name, ()):
+                assert len(labels) == len(row.labels), row.name
+                family.add_metric(labels, value)
+            yield family
+
+    def _series(self, name: str) -> Iterator[tuple[tuple[str, ...], Series]]:
+        for model in self.models:
+            if name == "penstock_stage_seconds":
+                for stage, series in zip(STAGES, model.stages, strict=True):
+                    yield (model.name, stage), series
+            elif name == "penstock_request_seconds":
+                yield (model.name,), model.request_seconds
+            else:
+                yield (model.name,), model.batch_images
+
+    def _samples(self) -> Iterator[Sample]:
+        for model in self.models:
+            for code, count in model.requests.items():
+                yield "penstock_requests", (model.name, code), count
+            for code, count in model.images.items():
+                yield "penstock_images", (model.name, code), count
+            for seal, count in model.batches.items():
+                yield "penstock_batches", (model.name, seal), count
+            yield "penstock_client_closed", (model.name,), model.client_closed
+        yield "penstock_loop_lag_seconds", (), self.loop_lag_s
+        yield "penstock_loop_lag_max_seconds", (), self.loop_lag_max_s
+        self.loop_lag_max_s = 0.0
+        for probe in self.probes:
+            yield from probe()

@@ -1,0 +1,168 @@
+"""The composition root: settings → models → segments → children → front, stopped in reverse. Names uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from gateway import logs
+from gateway.driver import Driver
+from gateway.errors import InvalidSettings
+from gateway.http.front import Front
+from gateway.models.repository import scan
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gateway.config import Settings
+    from gateway.models.repository import ModelVersion
+
+_log = logs.get("server")
+
+READY_POLL_S = 0.02
+
+CLOSE_TIMEOUT_S = 2.0
+"""How long connections get to take their last answers once everything was answered."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket, taken before anything else is started. Raises InvalidSettings when the address is not free."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InvalidSettings(
+            f"cannot listen on {host}:{port}: {reason}; choose another with --port or --host"
+        ) from None
+    return bound
+
+
+class Gateway:
+    """One running gateway, inside an event loop."""
+
+    def __init__(self, settings: Settings, models: list[ModelVersion], bound: socket.socket) -> None:
+        self._settings = settings
+        self._bound = bound
+        self.driver = Driver(settings, models)
+        self._front = Front(self.driver, settings)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._bound.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model and a decoder are up."""
+        core = self.driver.core
+        return any(decoder.ready for decoder in core.feeder.decoders) and all(
+            any(worker.ready and line.index in worker.profiles for worker in core.workers) for line in core.lines
+        )
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Models that a worker refused, with the reason."""
+        return {
+            f"{model.name}/{model.version}": detail
+            for model, state in zip(self.driver.models, self.driver.states, strict=True)
+            for detail in state.failures.values()
+        }
+
+    async def start(self) -> None:
+        """Children first, then the front; both come up on their own time."""
+        self.driver.start()
+        await self._front.start(self._bound)
+        _log.info("listening", url=self.url, models=[f"{m.name}/{m.version}" for m in self.driver.models])
+
+    async def wait_ready(self) -> None:
+        """Until every model is up. Raises InvalidSettings when a worker refuses one."""
+        while not self.ready:  # noqa: ASYNC110 - readiness has many parts and no one event
+            for name, detail in self.refused.items():
+                raise InvalidSettings(f"model {name} was refused: {detail}")
+            await asyncio.sleep(READY_POLL_S)
+
+    async def stop(self, drain_timeout_s: float) -> bool:
+        """Refuse what is new, finish what was accepted, then end connections and children."""
+        self.driver.core.drain()
+        self._front.stop_accepting()
+        drained = await self.driver.stop(drain_timeout_s)
+        await self._front.close(CLOSE_TIMEOUT_S)
+        self.driver.memory.close()
+        _log.info("stopped", everything_answered=drained)
+        return drained
+
+
+async def _serve(
+    settings: Settings,
+    models: list[ModelVersion],
+    bound: socket.socket,
+    stream: logs.Logs,
+    body: Callable[[Gateway], Awaitable[None]],
+) -> int:
+    """Run until a signal or until `body` returns; the second signal ends the drain at once."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    hurried = asyncio.Event()
+
+    def on_signal() -> None:
+        (hurried if asked.is_set() else asked).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    gateway = Gateway(settings, models, bound)
+    gateway.driver.metrics.probes.append(lambda: [("penstock_log_lines_dropped", (), stream.statistics().dropped)])
+    await gateway.start()
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(_until(body(gateway), asked))
+        await asyncio.wait([work])
+        asked.set()
+        stopping = group.create_task(gateway.stop(settings.drain_timeout_s))
+        hurry = group.create_task(hurried.wait())
+        await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not stopping.done():
+            stopping.cancel()
+            await gateway.stop(0.0)
+    return 0
+
+
+async def _until(body: Awaitable[None], asked: asyncio.Event) -> None:
+    """Run `body` to its end, or until a stop is asked for."""
+    running = asyncio.ensure_future(body)
+    stop = asyncio.ensure_future(asked.wait())
+    await asyncio.wait([running, stop], return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if not running.done():
+        running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+async def forever(_gateway: Gateway) -> None:
+    """The body of a plain server."""
+    await asyncio.Event().wait()
+
+
+def run(settings: Settings, body: Callable[[Gateway], Awaitable[None]] = forever) -> int:
+    """Serve with these settings until SIGTERM, SIGINT, or the end of `body`. Returns the exit status.
+
+    Raises: InvalidSettings, InvalidModel before anything is started.
+    """
+    models = scan(Path(settings.models), settings.versions)
+    bound = bind(settings.host, settings.port)
+    stream = logs.start(settings.log_level)
+    try:
+        return uvloop.run(_serve(settings, models, bound, stream, body))
+    finally:
+        bound.close()
+        stream.stop()

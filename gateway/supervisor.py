@@ -1,0 +1,196 @@
+"""Spawns, watches, kills and reaps children. No policy: when to do any of it is the core's decision.
+
+A child is a fresh interpreter that inherits one list. Its death is seen through a pidfd, its last words are read, and
+only then is it reported: whoever hears of it may take back everything that it held.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from gateway import logs
+from gateway.link import Link, socket_pair
+from shm import layout
+from shm.recorder import Recorder
+from shm.segment import Segment
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from gateway.scheduling.ticket import Role
+    from shm.heritage import Heritage
+
+_log = logs.get("supervisor")
+
+_CRASH_SIGNALS = frozenset(
+    {
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGILL,
+        signal.SIGPROF,
+        signal.SIGSEGV,
+        signal.SIGSYS,
+        signal.SIGXCPU,
+    }
+)
+"""Deaths that a child brings on itself by what it is working on. SIGKILL is somebody else's doing."""
+
+
+class Obituary:
+    """What is known about a dead child: `blamed` is what its recorder named last, `guilty` whether that killed it."""
+
+    __slots__ = ("blamed", "cause", "guilty")
+
+    def __init__(self, return_code: int, blamed: int) -> None:
+        self.blamed = blamed
+        self.guilty = -return_code in _CRASH_SIGNALS
+        if return_code >= 0:
+            self.cause = f"exit {return_code}"
+        elif -return_code == signal.SIGPROF:
+            self.cause = "SIGPROF (cpu budget)"
+        else:
+            self.cause = signal.Signals(-return_code).name
+
+
+class Child:
+    """One life of one child."""
+
+    __slots__ = ("_pidfd", "_process", "_recorder", "incarnation", "index", "link", "role", "started_ns")
+
+    def __init__(
+        self,
+        role: Role,
+        index: int,
+        incarnation: int,
+        process: subprocess.Popen[bytes],
+        link: Link,
+        recorder: Segment,
+    ) -> None:
+        self.role = role
+        self.index = index
+        self.incarnation = incarnation
+        self.link = link
+        self.started_ns = time.monotonic_ns()
+        self._process = process
+        self._recorder = recorder
+        self._pidfd = os.pidfd_open(process.pid)
+
+    @property
+    def pid(self) -> int:
+        """For logs and tests; signals go through `kill`."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL, by pidfd: never somebody else who got its number."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def watch(self, loop: asyncio.AbstractEventLoop, on_death: Callable[[Child, Obituary], None]) -> None:
+        """Call `on_death` once, after the child was reaped and its last frames were read."""
+
+        def reap() -> None:
+            return_code = self._process.poll()
+            if return_code is None:
+                return
+            loop.remove_reader(self._pidfd)
+            self.link.drain()
+            self.link.close()
+            os.close(self._pidfd)
+            obituary = Obituary(return_code, Recorder(self._recorder).last())
+            self._recorder.close()
+            on_death(self, obituary)
+
+        loop.add_reader(self._pidfd, reap)
+
+
+class Supervisor:
+    """The children that are alive."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._incarnations: dict[tuple[Role, int], int] = {}
+        self.children: dict[tuple[Role, int], Child] = {}
+
+    def spawn(
+        self,
+        role: Role,
+        index: int,
+        *,
+        module: str,
+        heritage: Callable[[int, Segment], Heritage],
+        on_frame: Callable[[Child, memoryview], None],
+        on_death: Callable[[Child, Obituary], None],
+    ) -> Child:
+        """Start `python -m module` with what `heritage(socket fd, recorder)` lists. Raises OSError when it cannot."""
+        ours, theirs = socket_pair()
+        recorder = Segment.create(f"recorder-{role.value}-{index}", layout.RECORDER_SIZE)
+        list_fd = -1
+        try:
+            estate = heritage(theirs.fileno(), recorder)
+            list_fd = estate.bequeath()
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-P", "-m", module, str(list_fd)],
+                pass_fds=(list_fd, *estate.fds()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C at a terminal is the gateway's to handle, not the children's
+                env=_environment(estate.thread_count),
+            )
+        except BaseException:
+            ours.close()
+            recorder.close()
+            raise
+        finally:
+            theirs.close()
+            if list_fd >= 0:
+                os.close(list_fd)
+        key = (role, index)
+        self._incarnations[key] = self._incarnations.get(key, 0) + 1
+        link = Link(self._loop, ours, lambda frame: on_frame(child, frame), lambda: child.kill())  # noqa: PLW0108 - `child` is bound below
+        child = Child(role, index, self._incarnations[key], process, link, recorder)
+        self.children[key] = child
+
+        def buried(dead: Child, obituary: Obituary) -> None:
+            del self.children[key]
+            _log.warning(
+                "child_died",
+                role=role.value,
+                index=index,
+                pid=dead.pid,
+                incarnation=dead.incarnation,
+                cause=obituary.cause,
+                lived_s=round((time.monotonic_ns() - dead.started_ns) / 1e9, 3),
+            )
+            on_death(dead, obituary)
+
+        child.watch(self._loop, buried)
+        _log.info("child_started", role=role.value, index=index, pid=child.pid, incarnation=child.incarnation)
+        return child
+
+    def kill(self, role: Role, index: int, reason: str) -> None:
+        """SIGKILL a child, if it lives; its death is reported as any other."""
+        child = self.children.get((role, index))
+        if child is not None:
+            _log.warning("child_killed", role=role.value, index=index, pid=child.pid, reason=reason)
+            child.kill()
+
+
+def _environment(thread_count: int) -> dict[str, str]:
+    """A child's environment: ours, with the thread counts of every numeric library set before any is imported."""
+    threads = str(thread_count)
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+    }
