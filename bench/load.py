@@ -9,6 +9,11 @@ that stalls cannot hide it. The warm-up is cut. Results go to bench/out/load.jso
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # else bench/gateway.py would hide the package `gateway`
+
 import argparse
 import asyncio
 import collections
@@ -19,10 +24,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import rig
 import uvloop
 from rich.console import Console
 from rich.table import Table
+
+from bench import rig
 
 
 class Result(NamedTuple):
@@ -221,6 +227,7 @@ def main() -> None:
     parser.add_argument("--content-type", default="image/jpeg")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--rate", type=float, help="open loop only, at this rate")
+    parser.add_argument("--closed-only", action="store_true", help="no open loop after the closed one")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--warmup", type=float, default=2.0)
     arguments = parser.parse_args()
@@ -234,6 +241,8 @@ def main() -> None:
             with console.status(f"closed loop, {arguments.connections} connections"):
                 result = uvloop.run(closed(*common, arguments.connections, arguments.warmup, arguments.seconds))
             rows.append((f"closed, {arguments.connections} connections", result))
+        if arguments.closed_only:
+            return
         rate = arguments.rate or rows[0][1].rate / 2
         with console.status(f"Poisson arrivals, {rate:.0f}/s"):
             rows.append(

@@ -39,7 +39,6 @@ resize = "{resize}"
 crop_fraction = {crop_fraction}
 [output]
 task = "classification"
-labels = "none.txt"
 [fake]
 class_count = 1000
 """
@@ -51,7 +50,7 @@ def figure(name: str, value: float, unit: str) -> None:
 
 
 def photo(width: int, height: int) -> Image.Image:
-    """A real photo (scikit-image's astronaut) at a size; large ones are enlarged with some grain, as cameras have it."""
+    """A real photo (scikit-image's astronaut) at a size; large ones are enlarged, with grain as cameras have it."""
     import skimage  # noqa: PLC0415 - slow to import, not needed by every script
 
     source = Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png").convert("RGB")

@@ -475,3 +475,4 @@ class Driver:
             for child in children:
                 yield "penstock_child_restarts", (role.value, str(child.index)), child.restarts.total
                 yield "penstock_child_ready", (role.value, str(child.index)), float(child.ready)
+        yield "penstock_log_lines_dropped", (), logs.dropped_count()

@@ -73,12 +73,12 @@ def check(console: Console, directory: Path, device: str) -> bool:
     """
     found = _find(directory)
     settings = config.load(None, {}, {"devices": (device,), "decoders": 1})
-    stream = logs.start("error")
+    stop_logs = logs.start("error")
     try:
         with console.status(f"loading {len(found)} model(s) in a worker on {device}") as spinner:
             driver = uvloop.run(_load(found, settings, spinner.update))
     finally:
-        stream.stop()
+        stop_logs()
     for model, state in zip(driver.models, driver.states, strict=True):
         console.rule(f"{escape(model.name)}/{model.version}")
         console.print(_contract(model))

@@ -86,7 +86,7 @@ class Gateway:
 
     async def wait_ready(self) -> None:
         """Until every model is up. Raises InvalidSettings when a worker refuses one."""
-        while not self.ready:  # noqa: ASYNC110 - readiness has many parts and no one event
+        while not self.ready:
             for name, detail in self.refused.items():
                 raise InvalidSettings(f"model {name} was refused: {detail}")
             await asyncio.sleep(READY_POLL_S)
@@ -106,7 +106,6 @@ async def _serve(
     settings: Settings,
     models: list[ModelVersion],
     bound: socket.socket,
-    stream: logs.Logs,
     body: Callable[[Gateway], Awaitable[None]],
 ) -> int:
     """Run until a signal or until `body` returns; the second signal ends the drain at once."""
@@ -120,7 +119,6 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     gateway = Gateway(settings, models, bound)
-    gateway.driver.metrics.probes.append(lambda: [("penstock_log_lines_dropped", (), stream.statistics().dropped)])
     await gateway.start()
     async with asyncio.TaskGroup() as group:
         work = group.create_task(_until(body(gateway), asked))
@@ -160,9 +158,9 @@ def run(settings: Settings, body: Callable[[Gateway], Awaitable[None]] = forever
     """
     models = scan(Path(settings.models), settings.versions)
     bound = bind(settings.host, settings.port)
-    stream = logs.start(settings.log_level)
+    stop_logs = logs.start(settings.log_level)
     try:
-        return uvloop.run(_serve(settings, models, bound, stream, body))
+        return uvloop.run(_serve(settings, models, bound, body))
     finally:
         bound.close()
-        stream.stop()
+        stop_logs()

@@ -1,0 +1,1 @@
+"""Benchmarks: scripts that print figures. They measure; tests judge. Not in the wheel."""
