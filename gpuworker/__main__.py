@@ -1,0 +1,73 @@
+"""`python -m gpuworker FD`: the worker process. FD is the heritage, its only argument.
+
+Settles what has to be settled before NumPy or an engine is imported (whose death ends this process, which signals it
+minds, how many threads libraries start), then hands over to `gpuworker.start`.
+
+====  ===============================================================================
+exit  meaning
+====  ===============================================================================
+0     the gateway closed the socket or died: nothing left to serve
+64    the argument or the heritage is none: started by hand, or by another version
+70    a defect of the worker; a traceback is on stderr
+76    the gateway sent what no correct gateway sends; a line on stderr says what
+====  ===============================================================================
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import os
+import signal
+import sys
+
+import msgspec
+
+from gpuworker import log
+from shm.heritage import Heritage
+from shm.wire import WireError
+
+
+class Exit(enum.IntEnum):
+    """Exit codes. Source: sysexits.h for the numbers."""
+
+    GATEWAY_GONE = 0
+    NO_HERITAGE = 64
+    OWN_DEFECT = 70
+    GATEWAY_DEFECT = 76
+
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def main(arguments: list[str]) -> Exit:
+    """Live one worker's life and return how it ended."""
+    try:
+        heritage = Heritage.inherit(int(arguments[0]))
+    except (IndexError, ValueError, OSError, msgspec.DecodeError) as error:
+        log.event("no_heritage", level="error", detail=f"a worker is started by the gateway: {error}")
+        return Exit.NO_HERITAGE
+    heritage.die_with_parent()
+    # Ctrl-C and service managers signal the whole group; when to stop is the gateway's word, which drains first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(heritage.thread_count)))
+
+    # By name and only now: NumPy and the engines read those variables when they are imported.
+    model = importlib.import_module("gpuworker.model")
+    start = importlib.import_module("gpuworker.start")
+    try:
+        start.work(heritage)
+    except ConnectionError:
+        return Exit.GATEWAY_GONE
+    except (WireError, model.GatewayBug) as error:
+        log.event("gateway_defect", level="error", detail=str(error))
+        return Exit.GATEWAY_DEFECT
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one line for the log, then a named death
+        log.event("worker_defect", level="error", error=error)
+        return Exit.OWN_DEFECT
+    return Exit.GATEWAY_GONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""What a worker runs on: reads the device's name as the gateway writes it, and labels it for people."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+_DEVICE = re.compile(r"cpu|cuda:(\d{1,3})")
+
+
+class Device(NamedTuple):
+    """A place to run models. `ordinal` counts the GPUs; 0 for the CPU."""
+
+    kind: Literal["cpu", "cuda"]
+    ordinal: int
+
+    def __str__(self) -> str:
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.ordinal}"
+
+
+def parse(text: str) -> Device:
+    """Read "cpu" or "cuda:N". Raises ValueError."""
+    found = _DEVICE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"'{text}' is no device; there are cpu and cuda:N")
+    return Device("cpu", 0) if found[1] is None else Device("cuda", int(found[1]))
+
+
+def label(device: Device, thread_count: int) -> str:
+    """Say what the device is, e.g. "AMD EPYC, 2 threads"."""
+    if device.kind != "cpu":
+        return str(device)
+    threads = f"{thread_count} thread{'' if thread_count == 1 else 's'}"
+    return f"{_processor_name()}, {threads}"
+
+
+def rss_size() -> int:
+    """Bytes of memory that this process has resident now. Source: proc(5), statm."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _processor_name() -> str:
+    """The processor's name as Linux knows it, or its architecture (not every one has a name)."""
+    with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return os.uname().machine

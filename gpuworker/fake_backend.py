@@ -1,0 +1,115 @@
+"""The backend without a model: answers at once or after a set time, and dies, hangs or fails on demand.
+
+For measuring the server around it and for testing what it does when workers misbehave. At zero latency it costs
+next to nothing: the answer is made once and only a digest, where the contract asks for it, looks at the pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gateway.errors import InvalidModel
+from gpuworker.backend import Outputs
+from shm.layout import Field
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gateway.models.spec import Contract
+    from gpuworker.device import Device
+
+_NS_PER_MS = 1_000_000
+_BLACK = (0, 0, 0)
+
+
+class FakeBackend:
+    """See `gateway.models.spec.Fake` for what it does. It runs on any device, for it uses none.
+
+    A classification answer is class `digest % class_count` with probability 1; the classes after it, by index, have 0.
+    Any other task gives one field, `digest`: uint32[1].
+    """
+
+    provider = "fake"
+
+    def __init__(self, contract: Contract, directory: Path, device: Device, thread_count: int) -> None:
+        del directory, device, thread_count
+        assert contract.fake is not None, "the contract checks that [fake] is there"
+        self._fake = contract.fake
+        self._input = contract.input
+        self.ranked_class_count = self._fake.class_count if contract.output.task == "classification" else 0
+        self._rank_count = min(contract.output.top_k_max, self._fake.class_count)
+        self._specials = tuple(
+            bytes(pixel[: self._input.channels]) if pixel is not None else None
+            for pixel in (self._fake.crash_pixel, self._fake.hang_pixel, self._fake.fail_pixel)
+        )
+        batch_max = contract.batching.sizes[-1]
+        self._staging = list(np.zeros((batch_max, int(np.prod(self._input.shape))), np.uint8))
+        if self.ranked_class_count:
+            ranks = (self._rank_count,)
+            self.fields = [Field("index", "uint32", ranks), Field("probability", "float32", ranks)]
+            self._ascending = np.arange(self._rank_count, dtype=np.uint32)
+            probability = np.zeros((batch_max, self._rank_count), np.float32)
+            probability[:, 0] = 1
+            index = np.tile(self._ascending, (batch_max, 1))
+            self._arrays = {"index": index, "probability": probability}
+        else:
+            self.fields = [Field("digest", "uint32", (1,))]
+            self._arrays = {"digest": np.zeros((batch_max, 1), np.uint32)}
+
+    def load(self) -> None:
+        """Refuse special pixels that would fire on warm-up, which runs on black. Raises InvalidModel."""
+        for name in ("crash_pixel", "hang_pixel", "fail_pixel"):
+            if getattr(self._fake, name) == _BLACK:
+                raise InvalidModel(f"fake.{name} = [0, 0, 0] would fire on warm-up; choose a pixel that is not black")
+
+    def warmup(self, size: int) -> None:
+        """Run the size once."""
+        self.run(size, 0)
+
+    def staging(self, size: int) -> list[NDArray[np.uint8]]:
+        """Rows for the next batch."""
+        del size
+        return self._staging
+
+    def run(self, size: int, count: int) -> Outputs:
+        """Take the set time, then answer; or die, stop or fail where a first pixel says so."""
+        end = time.monotonic_ns() + int((self._fake.base_ms + self._fake.image_ms * size) * _NS_PER_MS)
+        failed = self._act_on_pixels(count) if any(self._specials) else ()
+        if self._fake.digest:
+            self._write_digests(count)
+        if (rest := end - time.monotonic_ns()) > 0:
+            time.sleep(rest / 1e9)
+        return Outputs(self._arrays, failed)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _act_on_pixels(self, count: int) -> list[int]:
+        """Kill or stop this process where the first pixel of a row asks for it; return the rows that are to fail."""
+        crash, hang, fail = self._specials
+        first = [row[: self._input.channels].tobytes() for row in self._staging[:count]]
+        if crash is not None and crash in first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if hang is not None and hang in first:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return [row for row, pixel in enumerate(first) if pixel == fail]
+
+    def _write_digests(self, count: int) -> None:
+        """Put the CRC-32 of each row's pixels into its answer."""
+        if not self.ranked_class_count:
+            self._arrays["digest"][:count, 0] = [zlib.crc32(row.data) for row in self._staging[:count]]
+            return
+        for pixels, index in zip(self._staging[:count], self._arrays["index"], strict=False):
+            best = zlib.crc32(pixels.data) % self._fake.class_count
+            index[0] = best
+            # The others follow in ascending order, without the best: equal probabilities go by lower index.
+            index[1 : best + 1] = self._ascending[:best][: self._rank_count - 1]
+            index[best + 1 :] = self._ascending[best + 1 :]

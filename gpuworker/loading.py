@@ -1,0 +1,108 @@
+"""From a ModelGrant to a Model that was run at every size, or to a refusal in words. Reports progress as it goes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+import numpy as np
+
+from gateway.errors import InvalidModel
+from gateway.models.spec import Contract
+from gpuworker import log
+from gpuworker.answers import make_answer
+from gpuworker.backend import open_backend
+from gpuworker.model import GatewayBug, Model
+from gpuworker.profile import measure
+from shm import views
+from shm.wire import Loaded, LoadFailed, Loading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuworker.backend import Backend
+    from gpuworker.device import Device
+    from shm.heritage import ModelGrant
+    from shm.segment import Segment
+
+_DETAIL_SIZE_MAX = 4000
+"""Characters; a refusal has to fit in a frame whatever names a file has in it."""
+
+
+class _Slots(NamedTuple):
+    """The segments of one model, attached."""
+
+    input: Segment
+    output: Segment
+    slot_count: int
+
+
+def load(
+    grant: ModelGrant, device: Device, thread_count: int, send: Callable[[Loading | Loaded | LoadFailed], None]
+) -> Model | None:
+    """Load one model, warm and measure it, and send Loaded; or send LoadFailed and return None.
+
+    Raises GatewayBug when the grant itself is none that a worker can be given.
+    """
+    begin = time.monotonic_ns()
+    try:
+        contract = msgspec.json.decode(grant.contract, type=Contract)
+    except msgspec.DecodeError as error:
+        raise GatewayBug(f"the contract of {grant.name} does not parse: {error}") from None
+    if grant.output is None:
+        raise GatewayBug(f"{grant.name} was granted no output slots")
+    slots = _Slots(grant.input.attach(), grant.output.attach(), grant.slot_count)
+    backend: Backend | None = None
+    try:
+        backend = open_backend(contract, Path(grant.directory), device, thread_count)
+        model, loaded = _load(grant, contract, backend, slots, send)
+    except ConnectionError:
+        raise
+    except InvalidModel as refusal:
+        detail = str(refusal)
+        if refusal.__cause__ is not None:
+            log.event("model_refused", level="warning", error=refusal.__cause__, model=grant.name, detail=detail)
+    except MemoryError:
+        detail = "there is not enough memory for this model; make the largest of batching.sizes smaller"
+    except Exception as error:  # noqa: BLE001 - one model's trouble, of whatever kind, leaves the others serving
+        log.event("model_failed", level="error", error=error, model=grant.name)
+        detail = "the worker failed to load this model, which is a defect of ours; its log has the traceback"
+    else:
+        loaded.load_ns = time.monotonic_ns() - begin
+        send(loaded)
+        return model
+    if backend is not None:
+        backend.close()
+    slots.input.close()
+    slots.output.close()
+    send(LoadFailed(grant.index, detail[:_DETAIL_SIZE_MAX]))
+    return None
+
+
+def _load(
+    grant: ModelGrant, contract: Contract, backend: Backend, slots: _Slots, send: Callable[[Loading], None]
+) -> tuple[Model, Loaded]:
+    """Open, warm and measure. Raises InvalidModel, and whatever an engine raises."""
+    index, sizes = grant.index, contract.batching.sizes
+
+    send(Loading(index, "session", 0.0))
+    backend.load()
+    answer = make_answer(contract, backend, Path(grant.directory), slots.output.map, slots.slot_count)
+    pixels = views.pixel_rows(slots.input.map, contract.input.shape, slots.slot_count)
+    rows = [slot.reshape(-1) for slot in pixels]
+    model = Model(grant.name, sizes, backend, answer, rows)
+
+    for done, size in enumerate(sizes):
+        send(Loading(index, "warmup", done / len(sizes)))
+        backend.warmup(size)
+
+    # Not zeros: some devices are faster on those. Seeded, so that every start measures the same work.
+    noise = np.random.default_rng(0).integers(0, 256, rows[0].size, np.uint8)
+    top_k = contract.output.top_k
+    profile = []
+    for done, size in enumerate(sizes):
+        send(Loading(index, "profile", done / len(sizes)))
+        profile.append(measure(size, lambda size=size: model.rehearse(size, noise, top_k)))  # type: ignore[misc]
+    return model, Loaded(index, list(answer.fields), profile, backend.provider, 0)

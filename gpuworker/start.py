@@ -1,0 +1,39 @@
+"""A worker's birth, step by step: segments → models → ready → loop. Imported once the environment is settled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuworker import device as devices
+from gpuworker.loading import load
+from gpuworker.loop import serve
+from gpuworker.model import GatewayBug
+from shm import wire
+from shm.recorder import Recorder
+
+if TYPE_CHECKING:
+    from gpuworker.model import Model
+    from shm.heritage import Heritage
+
+
+def work(heritage: Heritage) -> None:
+    """Load every model, say so, and serve until the gateway is gone.
+
+    Raises:
+        WireError, GatewayBug: the gateway is broken.
+        ConnectionError: it is gone in the middle of a message.
+    """
+    try:
+        device = devices.parse(heritage.device)
+    except ValueError as error:
+        raise GatewayBug(str(error)) from None
+    recorder = Recorder(heritage.recorder.attach())
+    with heritage.open_socket() as control:
+        models: dict[int, Model] = {}
+        for grant in heritage.models:
+            model = load(grant, device, heritage.thread_count, lambda message: control.sendall(wire.encode(message)))
+            if model is not None:
+                models[grant.index] = model
+        label = devices.label(device, heritage.thread_count)
+        control.send(wire.encode(wire.WorkerReady(label, devices.rss_size())))
+        serve(control, models, recorder)

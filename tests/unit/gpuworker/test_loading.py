@@ -1,0 +1,103 @@
+import os
+
+import msgspec
+import pytest
+
+from gpuworker import loading
+from gpuworker.device import Device
+from gpuworker.model import GatewayBug
+from shm import layout
+from shm.heritage import Grant, ModelGrant
+from shm.segment import Segment
+from shm.wire import Loaded, LoadFailed, Loading
+from tests.support import graphs
+
+CPU = Device("cpu", 0)
+SLOTS = 2
+
+
+@pytest.fixture
+def grant(tmp_path):
+    """Make grants on real segments, as a gateway does; the worker's side owns the fds."""
+    segments = []
+
+    def make(model, *, output_size=None, **changes):
+        sizes = (48, model.output.top_k_max * 8 + 64 if output_size is None else output_size)
+        segments.extend(Segment.create("test", layout.stride(size) * SLOTS) for size in sizes)
+        given = [Grant(os.dup(segment.fd), segment.size, writable=True) for segment in segments[-2:]]
+        fields = {"index": 3, "name": "m", "version": 1, "directory": str(tmp_path), "slot_count": SLOTS}
+        fields |= {"contract": msgspec.json.encode(model).decode(), "input": given[0], "output": given[1]}
+        return ModelGrant(**fields | changes)
+
+    yield make
+    for segment in segments:
+        segment.close()
+
+
+def load(grant):
+    said = []
+    return loading.load(grant, CPU, 1, said.append), said
+
+
+def test_a_model_says_how_far_it_is_and_what_it_gives(grant, tmp_path):
+    graphs.save(graphs.means(), tmp_path)
+    model, said = load(grant(graphs.contract()))
+    assert [type(message) for message in said] == [*[Loading] * 7, Loaded]
+    assert [round(message.share, 2) for message in said[1:7]] == [0, 0.33, 0.67] * 2
+    assert model.sizes == {1, 2, 4}
+    assert said[-1].model == 3
+    assert said[-1].load_ns > sum(point.p50_ns for point in said[-1].profile)
+    model.close()
+
+
+def test_a_refused_model_gives_its_segments_back(grant, tmp_path):
+    given = grant(graphs.contract())
+    model, said = load(given)
+    assert model is None
+    assert said[-1] == LoadFailed(3, "there is no model.onnx; put the exported graph there")
+    for fd in (given.input.fd, given.output.fd):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_slots_that_are_too_small_are_refused(grant, tmp_path):
+    graphs.save(graphs.echo(["N", 3, 4, 4]), tmp_path)
+    _, said = load(grant(graphs.contract(task="raw"), output_size=128))
+    assert said[-1].detail == "the outputs of one image take 192 bytes and its slot has 128"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(MemoryError(), "not enough memory"), (ZeroDivisionError(), "which is a defect of ours")],
+)
+def test_whatever_else_happens_is_a_refusal_of_this_model_alone(grant, monkeypatch, capfd, error, words):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(loading, "open_backend", fail)
+    model, said = load(grant(graphs.contract()))
+    assert model is None
+    assert words in said[-1].detail
+    assert ("ZeroDivisionError" in capfd.readouterr().err) == isinstance(error, ZeroDivisionError)
+
+
+def test_what_the_engine_said_goes_to_the_log(grant, tmp_path, capfd):
+    (tmp_path / "model.onnx").write_bytes(b"PK\x03\x04")
+    _, said = load(grant(graphs.contract()))
+    assert said[-1].detail == "model.onnx is not an ONNX file, or is damaged (4 bytes); export it again"
+    assert '"event":"model_refused"' in capfd.readouterr().err
+
+
+def test_a_gateway_that_is_gone_is_no_refusal(grant):
+    def gone(_):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        loading.load(grant(graphs.contract('backend = "fake"', fake="")), CPU, 1, gone)
+
+
+def test_grants_that_no_gateway_makes_are_bugs(grant):
+    with pytest.raises(GatewayBug, match="does not parse"):
+        load(grant(graphs.contract(), contract="{}"))
+    with pytest.raises(GatewayBug, match="granted no output slots"):
+        load(grant(graphs.contract(), output=None))
