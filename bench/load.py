@@ -21,7 +21,7 @@ import random
 import time
 import urllib.parse
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import uvloop
@@ -71,8 +71,7 @@ class Connection(asyncio.Protocol):
         self.busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by type
 
     def send(self, message: bytes, meant: float) -> None:
         assert self.transport is not None

@@ -67,15 +67,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     worker_threads: Annotated[
         int, _text("threads", "Threads of a worker's engine on the CPU; 0: one per core.", ge=0, le=1024)
     ] = 0
-    worker_start_timeout_s: Annotated[
-        float, _text("s", "Time a worker has to load and warm its models, else it is killed.", gt=0, le=3600)
+    child_start_timeout_s: Annotated[
+        float,
+        _text("s", "Time a child has to be ready, with every model warm, else it is killed.", gt=0, le=3600),
     ] = 120.0
-    worker_hang_timeout_s: Annotated[
-        float, _text("s", "Time a worker has to answer a batch, else it is killed.", gt=0, le=600)
-    ] = 10.0
-    restart_delay_s_max: Annotated[
-        float, _text("s", "Longest pause before a child that keeps dying is started again.", gt=0, le=600)
-    ] = 30.0
 
     decoders: Annotated[int, _text("processes", "Decoder processes; 0: half of the cores.", ge=0, le=256)] = 0
     decoder_nice: Annotated[
@@ -84,9 +79,6 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     decoder_memory_size_max: Annotated[
         int, _text("bytes", "Address space of one decoder.", ge=128 * MIB, le=64 * GIB)
     ] = GIB
-    decoder_start_timeout_s: Annotated[
-        float, _text("s", "Time a decoder has to start, else it is killed.", gt=0, le=600)
-    ] = 20.0
     decode_cpu_ms_max: Annotated[
         int,
         _text(

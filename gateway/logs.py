@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 QUEUE_COUNT_MAX = 4096
 """Lines waiting to be written; one more is dropped."""
@@ -184,9 +184,18 @@ def get(name: str) -> Log:
     return Log(logging.getLogger(f"{ROOT}.{name}"))
 
 
-def start(level: str, fd: int = 2) -> Logs:
-    """Send everything that is logged at `level` ("debug", "info", "warning", "error") or above to `fd`."""
-    return Logs(fd, logging.getLevelNamesMapping()[level.upper()])
+def start(level: str, fd: int = 2) -> Callable[[], None]:
+    """Send everything that is logged at `level` ("debug", "info", "warning", "error") or above to `fd`.
+
+    Returns what flushes and ends it, within FLUSH_TIMEOUT_S.
+    """
+    return Logs(fd, logging.getLevelNamesMapping()[level.upper()]).stop
+
+
+def dropped_count() -> int:
+    """Lines that the running stream has dropped; 0 when there is none."""
+    running = [handler for handler in logging.getLogger().handlers if isinstance(handler, Logs)]
+    return sum(stream.statistics().dropped for stream in running)
 
 
 def render(record: logging.LogRecord) -> bytes:
@@ -198,7 +207,7 @@ def render(record: logging.LogRecord) -> bytes:
     line: dict[str, Any] = {
         "time": _timestamp(record.created),
         "level": record.levelname.lower(),
-        "logger": _cut(record.name),
+        "logger": _cut(str(record.name)),
         "event": _plain(_message(record)),
     }
     fields = getattr(record, _FIELDS, None)

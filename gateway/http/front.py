@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import re
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -64,12 +64,12 @@ class _Full(asyncio.Protocol):
     """A connection over the limit: told so, and closed, before it can send anything."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         refusal = errors.Overloaded("too many connections; try again shortly", retry_after_s=1)
         body = responses.problem(refusal, secrets.token_hex(8)).body
         assert isinstance(body, bytes)
-        transport.write(_FULL % (len(body), body))
-        transport.close()
+        stream = cast("asyncio.Transport", transport)  # uvloop's is none by type
+        stream.write(_FULL % (len(body), body))
+        stream.close()
 
 
 class _Server(web.Server):
