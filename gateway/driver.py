@@ -74,34 +74,34 @@ Outputs = dict[str, Any]
 
 Outcome = Classes | Outputs | errors.Refusal
 
+_PENDING = errors.Refusal("not answered yet")
+
 
 class Call:
     """One request that was accepted: its tickets, and an outcome for each as they end."""
 
-    __slots__ = ("_first", "_future", "_left", "last", "outcomes", "tickets")
+    __slots__ = ("_first", "_left", "answered", "last", "outcomes", "tickets")
 
     def __init__(self, tickets: list[Ticket], future: asyncio.Future[None]) -> None:
         self.tickets = tickets
-        self.outcomes: list[Outcome | None] = [None] * len(tickets)
+        self.outcomes: list[Outcome] = [_PENDING] * len(tickets)
         self.last = tickets[0]
-        """The ticket that ended last: its stages are the request's."""
+        """The ticket that gave a result last: its stages are the request's."""
         self._first = tickets[0].number
         self._left = len(tickets)
-        self._future = future
+        self.answered = future
+        """Done once every image has an outcome."""
         for ticket in tickets:
             ticket.owner = self
 
     def end(self, ticket: Ticket, outcome: Outcome) -> None:
         """One image has its outcome; with the last one the waiter wakes."""
         self.outcomes[ticket.number - self._first] = outcome
-        self.last = ticket
+        if ticket.done_ns:
+            self.last = ticket
         self._left -= 1
-        if not self._left and not self._future.done():
-            self._future.set_result(None)
-
-    async def wait_answered(self) -> None:
-        """Until every image has an outcome."""
-        await self._future
+        if not self._left and not self.answered.done():
+            self.answered.set_result(None)
 
 
 class ModelState:
@@ -300,9 +300,7 @@ class Driver:
 
     def _run(self, run: RunBatch) -> None:
         batch = run.batch
-        counts = self.metrics.models[batch.line.index]
-        counts.batch_images.observe(len(batch.tickets))
-        counts.batches[batch.seal.value] = counts.batches.get(batch.seal.value, 0) + 1
+        self.metrics.models[batch.line.index].batch_sent(len(batch.tickets), batch.seal.value)
         child = self.supervisor.children.get((Role.WORKER, run.worker))
         if child is None:
             return  # Dead already; its death takes this batch back.
@@ -324,14 +322,14 @@ class Driver:
         if refusal is None:
             call.end(ticket, self._read_output(ticket))
             self.core.release(ticket)
-            counts.images["ok"] = counts.images.get("ok", 0) + 1
-            _, decode_queue, decode, batch_queue, infer, _ = counts.stages
-            decode_queue.observe((ticket.sent_ns - ticket.submitted_ns) / 1e9)
-            decode.observe((ticket.decoded_ns - ticket.sent_ns) / 1e9)
-            batch_queue.observe((ticket.run_ns - ticket.decoded_ns) / 1e9)
-            infer.observe((ticket.done_ns - ticket.run_ns) / 1e9)
+            counts.image_done(
+                ticket.sent_ns - ticket.submitted_ns,
+                ticket.decoded_ns - ticket.sent_ns,
+                ticket.run_ns - ticket.decoded_ns,
+                ticket.done_ns - ticket.run_ns,
+            )
         else:
-            counts.images[refusal.code] = counts.images.get(refusal.code, 0) + 1
+            counts.image_refused(refusal.code)
             call.end(ticket, refusal)
 
     def _read_output(self, ticket: Ticket) -> Outcome:

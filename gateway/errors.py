@@ -6,11 +6,14 @@ address.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class Refusal(Exception):
-    """Base of the tree. `retry_after_s`: whole seconds after which the same request may succeed, or None."""
+    """Base of the tree. `retry_after_s`: whole seconds after which the same request may succeed, or None.
+
+    `extra`: members to add to the answer, as plain data.
+    """
 
     code: ClassVar[str] = "internal"
 
@@ -18,6 +21,7 @@ class Refusal(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retry_after_s = retry_after_s
+        self.extra: dict[str, Any] = {}
 
 
 class BadRequest(Refusal):

@@ -27,6 +27,9 @@ _IMAGES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 STAGES = ("read", "decode_queue", "decode", "batch_queue", "infer", "respond")
 """The stages of a request, in order; also the keys of `timing_ms`."""
 
+_IMAGE_STAGES = STAGES[1:5]
+_REQUEST_STAGES = (STAGES[0], STAGES[5])
+
 
 class Row(NamedTuple):
     """One metric: `kind` is counter, gauge or histogram; `buckets` of a histogram, in its unit."""
@@ -60,42 +63,49 @@ TABLE = (
 """Every metric there is. Times are seconds, sizes bytes, as Prometheus wants them."""
 
 
-class Series:
-    """One histogram's observations under one set of label values."""
+class Histograms:
+    """Histograms of values that are always observed together, one column each, in one unit.
 
-    __slots__ = ("_bounds", "_counts", "_fresh", "_sum")
+    `scale` turns what is observed (ns, say) into the unit of `bounds`.
+    """
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
+    __slots__ = ("_bounds", "_counts", "_fresh", "_scale", "_sums")
+
+    def __init__(self, bounds: tuple[float, ...], columns: int, scale: float = 1.0) -> None:
         self._bounds = np.array(bounds)
-        self._counts = np.zeros(len(bounds) + 1, np.int64)
-        self._fresh: list[float] = []
-        self._sum = 0.0
+        self._counts = np.zeros((columns, len(bounds) + 1), np.int64)
+        self._sums = np.zeros(columns)
+        self._scale = scale
+        self._fresh: list[tuple[int, ...]] = []
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self._fresh.append(value)
+    def observe(self, row: tuple[int, ...]) -> None:
+        """Count one value per column."""
+        self._fresh.append(row)
         if len(self._fresh) >= FOLD_COUNT:
             self._fold()
 
     def _fold(self) -> None:
-        values = np.array(self._fresh)
+        if not self._fresh:
+            return
+        values = np.array(self._fresh).T * self._scale
         self._fresh.clear()
-        places = np.searchsorted(self._bounds, values, side="left")
-        self._counts += np.bincount(places, minlength=len(self._counts))
-        self._sum += float(values.sum())
+        for column, row in enumerate(values):
+            places = np.searchsorted(self._bounds, row, side="left")
+            self._counts[column] += np.bincount(places, minlength=self._counts.shape[1])
+        self._sums += values.sum(axis=1)
 
-    def buckets(self) -> tuple[list[tuple[str, float]], float]:
-        """(cumulative buckets as Prometheus wants them, sum)."""
+    def buckets(self, column: int) -> tuple[list[tuple[str, float]], float]:
+        """(cumulative buckets as Prometheus wants them, sum) of one column."""
         self._fold()
-        cumulative = np.cumsum(self._counts)
+        cumulative = np.cumsum(self._counts[column])
         names = [repr(float(bound)) for bound in self._bounds] + ["+Inf"]
-        return [(name, float(count)) for name, count in zip(names, cumulative, strict=True)], self._sum
+        return [(name, float(count)) for name, count in zip(names, cumulative, strict=True)], float(self._sums[column])
 
 
 class ModelMetrics:
     """What the hot path touches for one model, looked up once."""
 
-    __slots__ = ("batch_images", "batches", "client_closed", "images", "name", "request_seconds", "requests", "stages")
+    __slots__ = ("_batches", "_images", "_requests", "batches", "client_closed", "images", "name", "requests")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -103,9 +113,44 @@ class ModelMetrics:
         self.images: dict[str, int] = {}
         self.client_closed = 0
         self.batches: dict[str, int] = {}
-        self.stages = tuple(Series(_SECONDS) for _ in STAGES)
-        self.request_seconds = Series(_SECONDS)
-        self.batch_images = Series(_IMAGES)
+        self._images = Histograms(_SECONDS, len(_IMAGE_STAGES), 1e-9)
+        self._requests = Histograms(_SECONDS, len(_REQUEST_STAGES) + 1, 1e-9)
+        self._batches = Histograms(_IMAGES, 1)
+
+    def image_done(self, decode_queue_ns: int, decode_ns: int, batch_queue_ns: int, infer_ns: int) -> None:
+        """An image was answered with a result."""
+        self.images["ok"] = self.images.get("ok", 0) + 1
+        self._images.observe((decode_queue_ns, decode_ns, batch_queue_ns, infer_ns))
+
+    def image_refused(self, code: str) -> None:
+        """An image was answered with an error."""
+        self.images[code] = self.images.get(code, 0) + 1
+
+    def request_done(self, read_ns: int, respond_ns: int, total_ns: int) -> None:
+        """A request was answered with at least one result."""
+        self.requests["ok"] = self.requests.get("ok", 0) + 1
+        self._requests.observe((read_ns, respond_ns, total_ns))
+
+    def request_refused(self, code: str) -> None:
+        """A request was answered with an error."""
+        self.requests[code] = self.requests.get(code, 0) + 1
+
+    def batch_sent(self, image_count: int, seal: str) -> None:
+        """A batch was closed, for the reason `seal`, and handed to a worker."""
+        self.batches[seal] = self.batches.get(seal, 0) + 1
+        self._batches.observe((image_count,))
+
+    def histograms(self, name: str) -> Iterator[tuple[tuple[str, ...], tuple[list[tuple[str, float]], float]]]:
+        """(label values, buckets and sum) of every histogram under one metric name."""
+        if name == "penstock_stage_seconds":
+            for stage in STAGES:
+                table = self._images if stage in _IMAGE_STAGES else self._requests
+                column = (_IMAGE_STAGES if stage in _IMAGE_STAGES else _REQUEST_STAGES).index(stage)
+                yield (self.name, stage), table.buckets(column)
+        elif name == "penstock_request_seconds":
+            yield (self.name,), self._requests.buckets(len(_REQUEST_STAGES))
+        else:
+            yield (self.name,), self._batches.buckets(0)
 
 
 Sample = tuple[str, tuple[str, ...], float]
@@ -139,9 +184,9 @@ class Metrics(Collector):
         for row in TABLE:
             if row.kind == "histogram":
                 histogram = HistogramMetricFamily(row.name, row.help, labels=row.labels)
-                for labels, series in self._series(row.name):
-                    buckets, total = series.buckets()
-                    histogram.add_metric(labels, buckets, total)
+                for model in self.models:
+                    for labels, (buckets, total) in model.histograms(row.name):
+                        histogram.add_metric(labels, buckets, total)
                 yield histogram
                 continue
             family: CounterMetricFamily | GaugeMetricFamily
@@ -153,16 +198,6 @@ class Metrics(Collector):
                 assert len(labels) == len(row.labels), row.name
                 family.add_metric(labels, value)
             yield family
-
-    def _series(self, name: str) -> Iterator[tuple[tuple[str, ...], Series]]:
-        for model in self.models:
-            if name == "penstock_stage_seconds":
-                for stage, series in zip(STAGES, model.stages, strict=True):
-                    yield (model.name, stage), series
-            elif name == "penstock_request_seconds":
-                yield (model.name,), model.request_seconds
-            else:
-                yield (model.name,), model.batch_images
 
     def _samples(self) -> Iterator[Sample]:
         for model in self.models:

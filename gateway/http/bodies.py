@@ -38,15 +38,31 @@ class BodyReader:
         self._rate_min = settings.body_rate_min
         self._grace_s = settings.body_rate_grace_s
 
+    def read_nowait(self, request: BaseRequest) -> Body | None:
+        """The whole body if it came with its headers, as small ones do; else None, and `read` waits for it.
+
+        Raises: PayloadTooLarge, UnsupportedMediaType, Overloaded.
+        """
+        content = request.content
+        size = request.content_length
+        if not size or not content.is_eof():
+            return None
+        self._check_encoding(request)
+        if size > self._size_max:
+            raise self._too_large()
+        piece = content.read_nowait(-1)
+        body = self._core.allocate_body(len(piece))
+        start = body.region.offset
+        self._view[start : start + len(piece)] = piece
+        return body
+
     async def read(self, request: BaseRequest) -> Body:
         """The whole body; its region's size is the body's. The caller owns one hold.
 
         Raises: PayloadTooLarge, UnsupportedMediaType, BadRequest, BodyTimeout, Overloaded.
         """
+        self._check_encoding(request)
         headers = request.headers
-        encoding = headers.get("Content-Encoding")
-        if encoding is not None and encoding.lower() != "identity":
-            raise errors.UnsupportedMediaType("bodies are never decompressed here; send this one as it is")
         try:
             size = request.content_length
         except ValueError:
@@ -127,6 +143,12 @@ class BodyReader:
                     continue
         except (RequestPayloadError, ClientPayloadError, HttpProcessingError):
             raise errors.BadRequest("the body is not well-formed HTTP") from None
+
+    @staticmethod
+    def _check_encoding(request: BaseRequest) -> None:
+        encoding = request.headers.get("Content-Encoding")
+        if encoding is not None and encoding.lower() != "identity":
+            raise errors.UnsupportedMediaType("bodies are never decompressed here; send this one as it is")
 
     def _too_large(self) -> errors.PayloadTooLarge:
         return errors.PayloadTooLarge(f"the body is over {self._size_max} bytes; send a smaller one, or fewer images")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Settings
     from gateway.driver import Driver
+    from gateway.http.responses import Reply
     from gateway.metrics import Sample
 
 _log = logs.get("http")
@@ -152,14 +153,18 @@ class Front:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         request_id = self._request_id(request)
         try:
-            return await self._route(request, request_id)
+            response = await self._route(request, request_id)
         except errors.Refusal as refusal:
-            return responses.problem(refusal, request_id)
+            response = responses.problem(refusal, request_id)
         except Exception:  # noqa: BLE001 - the edge: whatever nobody foresaw is logged and answered with 500
             _log.exception("request_failed", request_id=request_id)
-            return responses.problem(
+            response = responses.problem(
                 errors.Refusal("something went wrong here; the log has it under this request id"), request_id
             )
+        if self._driver.core.draining:
+            # The client is not to send its next request here: the connection ends with the drain.
+            response.force_close()
+        return response
 
     def _request_id(self, request: web.BaseRequest) -> str:
         """The client's own id when it is sane, else a new one."""
@@ -168,11 +173,15 @@ class Front:
             return given
         return f"{self._id_prefix}-{next(self._ids):x}"
 
-    async def _route(self, request: web.BaseRequest, request_id: str) -> web.Response:
+    async def _route(self, request: web.BaseRequest, request_id: str) -> Reply:
         """Find the handler by path, then check the method."""
         if request.version not in ((1, 1), (1, 0)):
             raise errors.VersionNotSupported("speak HTTP/1.1 or HTTP/1.0")
-        segments = request.raw_path.partition("?")[0].split("/")[1:]
+        path = request.raw_path.partition("?")[0]
+        if not path.startswith("/"):
+            # Absolute-form, as proxies send it; every server must take it (RFC 9112, 3.2.2).
+            path = "/" + path.partition("://")[2].partition("/")[2]
+        segments = path.split("/")[1:]
         match segments:
             case ["predictions", name] if name:
                 _allow(request, "POST")
@@ -191,4 +200,4 @@ class Front:
 
 def _allow(request: web.BaseRequest, method: str) -> None:
     if request.method != method and not (method == "GET" and request.method == "HEAD"):
-        raise errors.MethodNotAllowed(f"use {method} here", allow=method)
+        raise errors.MethodNotAllowed(f"use {method} here", allow="GET, HEAD" if method == "GET" else method)

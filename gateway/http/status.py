@@ -8,11 +8,10 @@ import orjson
 
 from gateway import errors
 from gateway.http import openapi, responses
+from gateway.http.responses import Reply
 from gateway.models.repository import describe
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from gateway.driver import Driver
 
 
@@ -22,11 +21,11 @@ class Status:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
-    def livez(self, request_id: str) -> web.Response:
+    def livez(self, request_id: str) -> Reply:
         """200 while the event loop answers at all."""
         return _json({"status": "alive"}, request_id)
 
-    def readyz(self, request_id: str) -> web.Response:
+    def readyz(self, request_id: str) -> Reply:
         """200 when every model asked for at start is up, else 503; what each model lacks either way."""
         states = [self._state(index) for index in range(len(self._driver.models))]
         draining = self._driver.core.draining
@@ -41,11 +40,11 @@ class Status:
         }
         return _json(document, request_id, 200 if ready else 503)
 
-    def metrics(self, request_id: str) -> web.Response:
+    def metrics(self, request_id: str) -> Reply:
         """Prometheus's text format."""
-        return responses.reply(self._driver.metrics.expose(), "text/plain; version=0.0.4; charset=utf-8", request_id)
+        return Reply(self._driver.metrics.expose(), "text/plain; version=0.0.4; charset=utf-8", request_id)
 
-    def models(self, request_id: str) -> web.Response:
+    def models(self, request_id: str) -> Reply:
         """Every model with its versions and states."""
         found: dict[str, dict[str, Any]] = {}
         for index, model in enumerate(self._driver.models):
@@ -54,7 +53,7 @@ class Status:
             entry["versions"].append({"version": model.version, **self._state(index)})
         return _json({"models": list(found.values())}, request_id)
 
-    def model(self, name: str, request_id: str) -> web.Response:
+    def model(self, name: str, request_id: str) -> Reply:
         """One model: the effective contract, state, device and measured profile of each version."""
         versions = []
         for index, model in enumerate(self._driver.models):
@@ -73,7 +72,7 @@ class Status:
             raise errors.UnknownModel("there is no such model; see /models")
         return _json({"name": name, "default_version": versions[-1]["version"], "versions": versions}, request_id)
 
-    def openapi(self, request_id: str) -> web.Response:
+    def openapi(self, request_id: str) -> Reply:
         """The OpenAPI document of this gateway."""
         return _json(openapi.document(self._driver.models), request_id)
 
@@ -122,5 +121,5 @@ class Status:
         return found
 
 
-def _json(document: dict[str, Any], request_id: str, status: int = 200) -> web.Response:
-    return responses.reply(orjson.dumps(document), responses.JSON, request_id, status)
+def _json(document: dict[str, Any], request_id: str, status: int = 200) -> Reply:
+    return Reply(orjson.dumps(document), responses.JSON, request_id, status)

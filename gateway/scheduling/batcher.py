@@ -53,7 +53,9 @@ def late_head(line: Line, profile: Profile, start_ns: int) -> Ticket | None:
 def take(line: Line, profile: Profile, start_ns: int) -> tuple[list[Ticket], int, int]:
     """Take the tickets of the next batch out of `ready`: (tickets, warmed size to run, latest start in ns).
 
-    `late_head` has found nothing more. A partial batch is cut to the size that still answers its head in time.
+    `late_head` has found nothing more. A partial batch is cut to the size that still answers its head in time. A ticket
+    of a lower class may stand behind the head with a nearer deadline: if it would be late it is left where it is, or
+    its deadline would become the whole batch's.
     """
     count, size = profile.size_for(len(line.ready))
     head = line.ready.peek()
@@ -61,9 +63,16 @@ def take(line: Line, profile: Profile, start_ns: int) -> tuple[list[Ticket], int
     while size > profile.sizes[0] and start_ns + profile.times_ns[size] > head.deadline_ns:
         size = max(s for s in profile.sizes if s < size)
         count = min(count, size)
-    tickets = [line.ready.pop() for _ in range(count)]
+    end_ns = start_ns + profile.times_ns[size]
+    tickets: list[Ticket] = []
+    late: list[Ticket] = []
+    while len(tickets) < count and len(line.ready):
+        ticket = line.ready.pop()
+        (tickets if end_ns <= ticket.deadline_ns else late).append(ticket)
     for ticket in tickets:
         ticket.stage = Stage.RUNNING
+    for ticket in late:
+        line.ready.push(ticket.key, ticket)
     line.after_seal()
     latest_ns = min(ticket.deadline_ns for ticket in tickets) - profile.times_ns[size]
     return tickets, size, latest_ns

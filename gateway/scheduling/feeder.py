@@ -41,11 +41,24 @@ _SMOOTHING = 0.02
 class DecoderState:
     """One decoder as the core sees it. `held` is what it was sent and has not answered, in that order."""
 
-    __slots__ = ("cost_ns", "due_ns", "held", "index", "large_count", "ready", "restarts", "spawn_at_ns", "started_ns")
+    __slots__ = (
+        "condemned",
+        "cost_ns",
+        "due_ns",
+        "held",
+        "index",
+        "large_count",
+        "ready",
+        "restarts",
+        "spawn_at_ns",
+        "started_ns",
+    )
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.ready = False
+        self.condemned = False
+        """Its death was asked for and has not come back: whatever it says, it gets nothing more."""
         self.held: dict[int, Ticket] = {}
         self.cost_ns = 0
         self.large_count = 0
@@ -166,9 +179,14 @@ class Feeder:
         if ticket.cost_ns > LARGE_NS:
             decoder.large_count -= 1
         ticket.decode_ns = decode_ns
-        measured = (decode_ns - BASE_COST_NS) / ticket.size
-        self._rate += _SMOOTHING * (min(max(measured, _RATE_MIN), _RATE_MAX) - self._rate)
         return ticket
+
+    def learn(self, ticket: Ticket) -> None:
+        """Correct the estimate by an image that was decoded. Refused ones cost next to nothing and teach nothing: a
+        flood of garbage would make every photo look small.
+        """
+        measured = (ticket.decode_ns - BASE_COST_NS) / max(1, ticket.size)
+        self._rate += _SMOOTHING * (min(max(measured, _RATE_MIN), _RATE_MAX) - self._rate)
 
     def lost(self, decoder: DecoderState, now_ns: int) -> list[Ticket]:
         """A decoder is dead and reaped: what it held, in the order in which it was sent."""

@@ -24,6 +24,7 @@ class WorkerState:
 
     __slots__ = (
         "batches",
+        "condemned",
         "free_at_ns",
         "index",
         "profiles",
@@ -37,6 +38,8 @@ class WorkerState:
     def __init__(self, index: int) -> None:
         self.index = index
         self.ready = False
+        self.condemned = False
+        """Its death was asked for and has not come back: whatever it says, it gets nothing more."""
         self.was_ready = False
         self.batches: list[Batch] = []
         self.profiles: dict[int, Profile] = {}

@@ -24,8 +24,8 @@ class Restarts:
 
     @property
     def failing(self) -> bool:
-        """Whether it keeps dying, so that waiting for it is no use."""
-        return self.in_a_row >= FAILING_COUNT
+        """Whether it is down and keeps dying, so that waiting for it is no use. One that came up counts as up."""
+        return self._ready_ns is None and self.in_a_row >= FAILING_COUNT
 
     def ready(self, now_ns: int) -> None:
         """It came up."""

@@ -155,8 +155,11 @@ class Scheduler:
         self._at(now_ns)
         if ticket.stage < Stage.DONE:
             self._end(ticket)
-        elif ticket.stage is Stage.DONE:
+            return
+        if ticket.stage is Stage.DONE:
             self.release(ticket)
+        # Its answer may have been decided and not been handed over: nobody is there to read it.
+        self._effects = [e for e in self._effects if not (isinstance(e, Finish) and e.ticket is ticket)]
 
     def release(self, ticket: Ticket) -> None:
         """Its output was read: the slot is free."""
@@ -169,6 +172,8 @@ class Scheduler:
     def decoder_ready(self, index: int, now_ns: int) -> None:
         """A decoder is sandboxed and waits for work."""
         decoder = self.feeder.decoders[index]
+        if decoder.condemned:
+            return
         decoder.ready = True
         decoder.restarts.ready(self._at(now_ns))
 
@@ -178,6 +183,8 @@ class Scheduler:
         ticket = self.feeder.answered(self.feeder.decoders[index], number, decode_ns, now_ns)
         if ticket is None:
             return False
+        if refusal is None:
+            self.feeder.learn(ticket)
         ticket.let_go_of_body()
         if ticket.stage is Stage.ENDED:
             _free_slot(ticket)
@@ -224,6 +231,8 @@ class Scheduler:
     def worker_ready(self, index: int, profiles: Mapping[int, Sequence[ProfilePoint]], now_ns: int) -> None:
         """A worker has warmed these models (by index) and waits for batches."""
         worker = self.workers[index]
+        if worker.condemned:
+            return
         worker.ready = worker.was_ready = True
         worker.free_at_ns = self._at(now_ns)
         worker.restarts.ready(now_ns)
@@ -295,6 +304,7 @@ class Scheduler:
     def _kill(self, role: Role, index: int, reason: str) -> None:
         child = self._child(role, index)
         child.ready = False
+        child.condemned = True
         child.started_ns = 0
         self._effects.append(Kill(role, index, reason))
 
@@ -310,8 +320,10 @@ class Scheduler:
         self._wake_ns = None
         self._expire(now_ns)
         self._watch(now_ns)
-        self._effects.extend(self.feeder.feed(self.lines, now_ns))
         self._dispatch(now_ns)
+        # After the batches: a head that was too late for one has just given its slot back.
+        self._effects.extend(self.feeder.feed(self.lines, now_ns))
+        self._wake_for_hangs()
         effects, self._effects = self._effects, []
         return effects
 
@@ -339,20 +351,21 @@ class Scheduler:
         """Start the dead, kill the hung."""
         for decoder in self.feeder.decoders:
             self._watch_start(Role.DECODER, decoder, now_ns)
-            if decoder.due_ns and decoder.ready:
-                if now_ns >= decoder.due_ns:
-                    self._kill(Role.DECODER, decoder.index, "hung")
-                else:
-                    self._wake(decoder.due_ns)
+            if decoder.ready and decoder.due_ns and now_ns >= decoder.due_ns:
+                self._kill(Role.DECODER, decoder.index, "hung")
         for worker in self.workers:
             self._watch_start(Role.WORKER, worker, now_ns)
-            if worker.batches and worker.ready:
-                batch = worker.batches[0]
-                due_ns = batch.started_ns + max(HANG_NS_MIN, HANG_FACTOR * batch.expected_ns)
-                if now_ns >= due_ns:
-                    self._kill(Role.WORKER, worker.index, "hung")
-                else:
-                    self._wake(due_ns)
+            if worker.ready and worker.batches and now_ns >= _due_ns(worker):
+                self._kill(Role.WORKER, worker.index, "hung")
+
+    def _wake_for_hangs(self) -> None:
+        """Set the timer for whoever has work, also for what was handed out just now."""
+        for decoder in self.feeder.decoders:
+            if decoder.ready and decoder.due_ns:
+                self._wake(decoder.due_ns)
+        for worker in self.workers:
+            if worker.ready and worker.batches:
+                self._wake(_due_ns(worker))
 
     def _watch_start(self, role: Role, child: DecoderState | WorkerState, now_ns: int) -> None:
         if child.spawn_at_ns is not None:
@@ -360,6 +373,7 @@ class Scheduler:
                 self._wake(child.spawn_at_ns)
                 return
             child.spawn_at_ns = None
+            child.condemned = False
             child.started_ns = now_ns
             self._effects.append(Spawn(role, child.index))
         if not child.ready and child.started_ns:
@@ -398,7 +412,8 @@ class Scheduler:
                 continue
             if isinstance(decision, int):
                 self._wake(decision)
-            elif early and decision is not Seal.FULL:
+            elif early and (decision is not Seal.FULL or batcher.late_head(line, profile, start_ns) is not None):
+                # Not yet: a better batch may come, and the late head may still find another worker.
                 self._wake(placement.staging_from_ns(worker))
             else:
                 head = line.ready.peek()
@@ -465,6 +480,12 @@ def _free_slot(ticket: Ticket) -> None:
     if ticket.slot >= 0:
         ticket.line.arena.move(ticket.slot, SlotState.FREE)
         ticket.slot = -1
+
+
+def _due_ns(worker: WorkerState) -> int:
+    """When the batch that it runs must have been answered."""
+    batch = worker.batches[0]
+    return batch.started_ns + max(HANG_NS_MIN, HANG_FACTOR * batch.expected_ns)
 
 
 def _late() -> errors.DeadlineExceeded:

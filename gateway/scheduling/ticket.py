@@ -53,6 +53,10 @@ class Body:
         """One more holder."""
         self._holders += 1
 
+    def shrink(self, size: int) -> None:
+        """Give back all but the first `size` bytes."""
+        self.region = self._arena.shrink(self.region, size)
+
     def release(self) -> None:
         """One holder less; with the last one the region is free."""
         self._holders -= 1

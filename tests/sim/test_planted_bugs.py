@@ -1,0 +1,315 @@
+"""The simulator is worth what it finds: each planted bug must be found, by the checker that is meant to find it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.scheduling import batcher, placement, scheduler
+from gateway.scheduling.batcher import decide, take
+from gateway.scheduling.feeder import Feeder
+from gateway.scheduling.placement import WorkerState
+from gateway.scheduling.restarts import FAILING_COUNT, Restarts
+from gateway.scheduling.scheduler import Scheduler, _free_slot
+from gateway.scheduling.ticket import TENSOR, Stage, Ticket
+from shm.arena import SlotArena, SlotState
+from tests.support.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SEEDS_MAX = 400
+
+BUGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {}
+"""By name: how to plant it, and words of the violation that finds it ("" where it may show in several ways)."""
+
+
+def bug(words: str):
+    def keep(plant: Callable[[pytest.MonkeyPatch], None]):
+        BUGS[plant.__name__] = plant, words
+        return plant
+
+    return keep
+
+
+@bug("granted while <")
+def slot_freed_on_cancel_while_held(patch):
+    end = Scheduler._end
+    patch.setattr(SlotArena, "move", lenient_move)
+    patch.setattr(Scheduler, "_end", lambda self, ticket, returned=False: end(self, ticket, returned=True))
+    patch.setattr(scheduler, "_free_slot", lambda ticket: ticket.slot >= 0 and _free_slot(ticket))
+
+
+def lenient_move(arena: SlotArena, slot: int, target: SlotState) -> None:
+    """The arena's own assertion would find some bugs first; these are for the simulator."""
+    if target is SlotState.FREE and arena._states[slot] is not SlotState.FREE:
+        arena._free.append(slot)
+    arena._states[slot] = target
+
+
+@bug("past a deadline")
+def running_tickets_never_expire(patch):
+    def expire(self, now_ns):
+        while (ticket := self._deadlines.peek()) is not None and ticket.deadline_ns <= now_ns:
+            if ticket.stage is Stage.RUNNING:
+                self._deadlines.pop()
+                self._deadlines._live += 1
+            else:
+                self._finish(ticket, scheduler._late())
+
+    patch.setattr(Scheduler, "_expire", expire)
+
+
+@bug("a senseless reply is believed")
+def any_reply_is_believed(patch):
+    done = Scheduler.batch_done
+
+    def batch_done(self, index, number, statuses, now_ns):
+        batches = self.workers[index].batches
+        if batches:
+            number, statuses = batches[0].number, statuses[: len(batches[0].tickets)]
+        return done(self, index, number, statuses, now_ns)
+
+    patch.setattr(Scheduler, "batch_done", batch_done)
+
+
+@bug("")
+def batch_of_a_lost_worker_forgotten(patch):
+    lost = Scheduler.worker_lost
+
+    def worker_lost(self, index, now_ns):
+        self.workers[index].batches.clear()
+        lost(self, index, now_ns)
+
+    patch.setattr(Scheduler, "worker_lost", worker_lost)
+
+
+@bug("timer is set")
+def deadline_missing_from_the_timer(patch):
+    patch.setattr(Scheduler, "wake_at_ns", lambda self: self._wake_ns)
+
+
+@bug("decoded from freed memory")
+def body_freed_while_it_is_decoded(patch):
+    end = Scheduler._end
+
+    def end_and_let_go(self, ticket, *, returned=False):
+        end(self, ticket, returned=returned)
+        ticket.let_go_of_body()
+
+    patch.setattr(Scheduler, "_end", end_and_let_go)
+
+
+@bug("")
+def batch_of_a_lost_worker_requeued_twice(patch):
+    lost = Scheduler.worker_lost
+
+    def worker_lost(self, index, now_ns):
+        batches = list(self.workers[index].batches)
+        lost(self, index, now_ns)
+        for batch in batches:
+            for ticket in batch.tickets:
+                if ticket.stage is Stage.QUEUED:
+                    ticket.line.enqueue(ticket, now_ns)
+
+    patch.setattr(Scheduler, "worker_lost", worker_lost)
+
+
+@bug("")
+def hung_workers_not_watched(patch):
+    patch.setattr(scheduler, "HANG_FACTOR", 10**9)
+
+
+@bug("")
+def hung_decoders_not_watched(patch):
+    hold = Feeder._hold
+
+    def hold_for_ever(self, decoder, ticket, now_ns):
+        hold(self, decoder, ticket, now_ns)
+        decoder.due_ns = 0
+
+    patch.setattr(Feeder, "_hold", hold_for_ever)
+
+
+@bug("")
+def window_timer_forgotten(patch):
+    def decide_and_forget(line, profile, start_ns, now_ns):
+        decision = decide(line, profile, start_ns, now_ns)
+        return None if isinstance(decision, int) else decision
+
+    patch.setattr(batcher, "decide", decide_and_forget)
+
+
+@bug("too late")
+def expired_head_is_run_anyway(patch):
+    def take_late(line, profile, start_ns):
+        tickets, size, _ = take(line, profile, -(10**15))
+        return tickets, size, start_ns + 10**9
+
+    patch.setattr(batcher, "late_head", lambda *_: None)
+    patch.setattr(batcher, "take", take_late)
+
+
+@bug("latest start")
+def latest_start_is_the_deadline(patch):
+    def take_lax(line, profile, start_ns):
+        tickets, size, latest_ns = take(line, profile, start_ns)
+        return tickets, size, latest_ns + profile.times_ns[size]
+
+    patch.setattr(batcher, "take", take_lax)
+
+
+@bug("too late")
+def near_deadline_of_a_lower_class_rides_along(patch):
+    def take_all(line, profile, start_ns):
+        count, size = profile.size_for(len(line.ready))
+        tickets = [line.ready.pop() for _ in range(count)]
+        for ticket in tickets:
+            ticket.stage = Stage.RUNNING
+        line.after_seal()
+        return tickets, size, min(ticket.deadline_ns for ticket in tickets) - profile.times_ns[size]
+
+    patch.setattr(batcher, "take", take_all)
+
+
+@bug("overtakes")
+def classes_ignored(patch):
+    patch.setattr(Ticket, "key", property(lambda self: self.deadline_ns))
+
+
+@bug("a third batch")
+def three_batches_at_once(patch):
+    patch.setattr(placement, "BATCHES_MAX", 3)
+
+
+@bug("tickets at size")
+def more_tickets_than_rows(patch):
+    def take_narrow(line, profile, start_ns):
+        tickets, _, latest_ns = take(line, profile, start_ns)
+        return tickets, profile.sizes[0], latest_ns
+
+    patch.setattr(batcher, "take", take_narrow)
+
+
+@bug("a third time")
+def run_until_it_works(patch):
+    patch.setattr(scheduler, "RUNS_MAX", 5)
+
+
+@bug("a frame of")
+def frames_without_bound(patch):
+    feed = Feeder.feed
+
+    def feed_whole(self, lines, now_ns):
+        bound, self.frame_count_max = self.frame_count_max, 1000
+        try:
+            return feed(self, lines, now_ns)
+        finally:
+            self.frame_count_max = bound
+
+    patch.setattr(Feeder, "feed", feed_whole)
+
+
+@bug("fourth decoder")
+def a_poisonous_image_goes_round(patch):
+    patch.setattr(scheduler, "DECODE_ATTEMPTS_MAX", 50)
+
+
+@bug("without a cause")
+def bystanders_are_blamed(patch):
+    patch.setattr(scheduler, "DECODE_ATTEMPTS_MAX", 1)
+
+
+@bug("was cancelled and is answered")
+def answer_follows_a_cancel(patch):
+    def cancel(self, ticket, now_ns):
+        self._at(now_ns)
+        if ticket.stage < Stage.DONE:
+            self._end(ticket)
+        elif ticket.stage is Stage.DONE:
+            self.release(ticket)
+
+    patch.setattr(Scheduler, "cancel", cancel)
+
+
+@bug("model_not_ready")
+def failing_for_ever(patch):
+    patch.setattr(Restarts, "failing", property(lambda self: self.in_a_row >= FAILING_COUNT))
+
+
+@bug("was to be killed")
+def a_condemned_child_is_believed(patch):
+    for state in (WorkerState, scheduler.DecoderState):
+        patch.setattr(state, "condemned", property(lambda _: False, lambda *_: None))
+
+
+@bug("an image waits beside")
+def slot_of_a_late_head_not_fed(patch):
+    def advance(self, now_ns):
+        now_ns = self._at(now_ns)
+        self._wake_ns = None
+        self._expire(now_ns)
+        self._watch(now_ns)
+        self._effects.extend(self.feeder.feed(self.lines, now_ns))
+        self._dispatch(now_ns)
+        effects, self._effects = self._effects, []
+        return effects
+
+    patch.setattr(Scheduler, "advance", advance)
+
+
+@bug("nobody watches")
+def hangs_are_noticed_by_chance(patch):
+    patch.setattr(Scheduler, "_wake_for_hangs", lambda _: None)
+
+
+@bug("the timer is set for now or earlier")
+def the_timer_spins(patch):
+    wake_at_ns = Scheduler.wake_at_ns
+    patch.setattr(Scheduler, "wake_at_ns", lambda self: wake_at_ns(self) and self._now_ns)
+
+
+@bug("slots leak")
+def outputs_are_never_released(patch):
+    release = Scheduler.release
+    patch.setattr(Scheduler, "release", lambda self, ticket: release(self, ticket) if ticket.number % 50 else None)
+
+
+@bug("")
+def image_of_a_lost_decoder_forgotten(patch):
+    lost = Feeder.lost
+
+    def lost_and_forgotten(self, decoder, now_ns):
+        return lost(self, decoder, now_ns)[1:]
+
+    patch.setattr(Feeder, "lost", lost_and_forgotten)
+
+
+@bug("goes to a decoder")
+def tensors_are_decoded(patch):
+    enqueue = Feeder.enqueue
+
+    def enqueue_as_image(self, ticket):
+        enqueue(self, ticket)
+        if ticket.encoding == TENSOR:
+            ticket.encoding = 0
+
+    patch.setattr(Feeder, "enqueue", enqueue_as_image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(BUGS))
+def test_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
+    plant, words = BUGS[name]
+    plant(monkeypatch)
+
+    found = []
+    for seed in range(SEEDS_MAX):
+        try:
+            World(seed).run()
+        except Exception as error:  # noqa: BLE001 -- a planted bug may show as anything
+            found.append(f"{type(error).__name__}: {error}")
+            if words in found[-1]:
+                return
+    pytest.fail(f"not found in {SEEDS_MAX} seeds; other findings: {sorted(set(found))[:5]}")

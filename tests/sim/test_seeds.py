@@ -1,0 +1,45 @@
+"""A thousand worlds and more; a failing one names its seed. PENSTOCK_SIM_SEEDS=N plays N of them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.support.world import World
+
+CHUNKS = 12
+SEED_COUNT = int(os.environ.get("PENSTOCK_SIM_SEEDS", "1200"))
+
+
+def played(seed: int) -> World:
+    world = World(seed)
+    try:
+        return world.run()
+    except BaseException as error:
+        error.add_note(f"seed {seed}, faults {sorted(world.plan.faults)}; reproduce: World({seed}).run()")
+        raise
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_seeds(chunk: int):
+    happened: dict[str, int] = {}
+    for seed in range(chunk, SEED_COUNT, CHUNKS):
+        for what, count in played(seed).counts.items():
+            happened[what] = happened.get(what, 0) + count
+
+    # The worlds are worth something only while everything happens in them.
+    expected = ("ok", "deadline_exceeded", "undecodable_image", "inference_failed", "kill_hung", "cancel_running")
+    seals = ("seal_full", "seal_window", "seal_idle", "seal_deadline")
+    assert SEED_COUNT < 1000 or all(happened.get(what) for what in (*expected, *seals)), happened
+
+
+def test_a_violation_names_its_seed(monkeypatch):
+    monkeypatch.setattr("tests.support.world.EVENTS_MAX", 10)
+
+    with pytest.raises(AssertionError) as failure:
+        played(7)
+
+    assert failure.value.__notes__[0].startswith("seed 7, faults [")

@@ -1,0 +1,183 @@
+"""What must hold in every world. Each check is a function of the world's own records, never of the core's.
+
+The records are kept by the fakes that play the driver and the children: who physically holds which slot, which images
+are decoded, how often a ticket ran, when each worker was last known to be free.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway import errors
+from shm.arena import SlotState
+from shm.wire import ItemStatus
+
+if TYPE_CHECKING:
+    from gateway.errors import Refusal
+    from gateway.scheduling.ticket import Batch, Ticket
+    from tests.support.children import FakeChild
+    from tests.support.record import Record
+    from tests.support.world import World
+
+LATE_NS = 5_000_000
+"""An answer may come this long after its deadline: one late timer and one late pump."""
+
+
+class Violation(AssertionError):
+    """The core broke a promise."""
+
+
+def require(condition: object, text: str) -> None:
+    if not condition:
+        raise Violation(text)
+
+
+def slot_granted(world: World, ticket: Ticket) -> None:
+    """A slot is given out: nobody may hold its bytes, and no live ticket may own it."""
+    key = ticket.line.index, ticket.slot
+    record = world.record(ticket)
+    require(0 <= ticket.slot < ticket.line.arena.count, f"slot {key} does not exist")
+    require(key not in world.holders, f"slot {key} is granted while {world.holders.get(key)} holds it")
+    owner = world.owners.get(key)
+    require(owner is None or owner.gone, f"slot {key} is granted while {owner} owns it")
+    require(record.place == "waiting", f"{record} is granted a slot")
+
+
+def sent(world: World, child: FakeChild, tickets: list[Ticket]) -> None:
+    """A frame for a decoder: bounded, of images only, to a decoder that said it was ready."""
+    require(0 < len(tickets) <= world.plan.frame_count_max, f"a frame of {len(tickets)} images")
+    require(child.announced and not child.condemned, f"work for {child}, which is not ready or was to be killed")
+    for ticket in tickets:
+        require(not world.record(ticket).tensor, "a tensor goes to a decoder")
+        require(world.record(ticket).attempts < 3, "an image goes to a fourth decoder")
+        require(ticket.body is not None and ticket.body._holders > 0, "an image is sent without its bytes")
+
+
+def ran(world: World, child: FakeChild, batch: Batch) -> None:
+    """A batch for a worker: one model, a warmed size, at most two at a time, each ticket live, decoded and in time."""
+    times_ns = world.plan.models[batch.line.index].times_ns
+    require(child.announced and not child.condemned, f"work for {child}, which is not ready or was to be killed")
+    require(len(child.batches) < 2, f"a third batch for {child}")
+    require(batch.size in times_ns, f"size {batch.size} was never warmed")
+    require(0 < len(batch.tickets) <= batch.size, f"{len(batch.tickets)} tickets at size {batch.size}")
+    earliest_ns = min(world.record(ticket).deadline_ns for ticket in batch.tickets)
+    start_ns = max(world.now, child.free_at_ns) if child.batches else world.now
+    late_ns = start_ns + times_ns[batch.size] - earliest_ns
+    require(late_ns <= 0, f"a batch is sent to answer {late_ns} ns too late")
+    require(batch.latest_start_ns + times_ns[batch.size] <= earliest_ns, "the batch's latest start is too late")
+    for ticket in batch.tickets:
+        record = world.record(ticket)
+        require(record.line == batch.line.index, f"{record} runs on another model")
+        require(record.place == "ready", f"{record} is run")
+        require(record.runs < 2, f"{record} runs a third time")
+        key = batch.line.index, ticket.slot
+        require(key not in world.holders, f"slot {key} is run while {world.holders.get(key)} holds it")
+        require(world.owners.get(key) is record, f"slot {key} is run for another ticket")
+    require(len({ticket.slot for ticket in batch.tickets}) == len(batch.tickets), "a slot is twice in a batch")
+
+
+def ordered(world: World, batch: Batch, end_ns: int) -> None:
+    """Class first, then earliest deadline: nobody who could have been in the batch has a better claim."""
+    last = max(world.record(ticket).claim for ticket in batch.tickets)
+    left = [record.claim for record in world.ready[batch.line.index].values() if record.deadline_ns >= end_ns]
+    best = min(left, default=last)
+    require(last <= best, f"a batch overtakes a ticket of {best} with one of {last}")
+
+
+def answered(world: World, record: Record, refusal: Refusal | None) -> None:
+    """An answer: the only one, to somebody who is still there, in time, and for a reason that really happened."""
+    require(record.answer is None, f"{record} is answered twice")
+    require(not record.cancelled, f"{record} was cancelled and is answered")
+    limit_ns = max(record.deadline_ns, record.submitted_ns) + LATE_NS
+    require(world.now <= limit_ns, f"{record} is answered {world.now - record.deadline_ns} ns after its deadline")
+    if refusal is None:
+        require(record.place == "done", f"{record} succeeds without a result")
+        key = record.line, record.ticket.slot
+        require(world.owners.get(key) is record, f"{record} reads slot {key} of another ticket")
+        require(world.outputs.get(key) == record.number, f"{record} reads the output of {world.outputs.get(key)}")
+    elif isinstance(refusal, errors.DeadlineExceeded):
+        _late_for_a_reason(world, record)
+    elif isinstance(refusal, errors.UndecodableImage):
+        blamed = record.refused or record.guilty or record.decoder_deaths >= 2
+        require(blamed, f"{record} is called undecodable without a cause")
+    elif isinstance(refusal, errors.WorkerLost):
+        require(record.worker_deaths >= 2, f"{record} lost {record.worker_deaths} workers")
+    elif isinstance(refusal, errors.InferenceFailed):
+        require(record.status is ItemStatus.FAILED, f"{record} failed without failing")
+    else:
+        raise Violation(f"{record} is refused with {refusal.code}")
+
+
+def _late_for_a_reason(world: World, record: Record) -> None:
+    """A 504 before the deadline: the worker said LATE, or no batch that may now be formed is quick enough."""
+    if record.status is ItemStatus.LATE or world.now >= record.deadline_ns:
+        return
+    require(record.place == "ready", f"{record} is late before its deadline")
+    busy_ns = max([child.free_at_ns - world.now for child in world.workers if child.batches], default=0)
+    spare_ns = record.deadline_ns - world.now - max(0, busy_ns)
+    slowest_ns = max(world.plan.models[record.line].times_ns.values())
+    require(spare_ns < slowest_ns, f"{record} is late with {spare_ns} ns to spare")
+
+
+def timer(world: World) -> None:
+    """After `advance`: the next wake lies ahead (no busy spin), and there is one while anybody waits."""
+    wake_ns = world.core.wake_at_ns()
+    waits = any(record.place != "over" for record in world.live.values())
+    require(wake_ns is not None or not waits, "somebody waits and no timer is set")
+    require(wake_ns is None or wake_ns > world.now, "the timer is set for now or earlier")
+    for child in (*world.workers, *world.decoders):
+        if child.announced and not child.condemned and child.owes:
+            require(wake_ns is not None and wake_ns <= child.due_ns, f"nobody watches whether {child} hangs")
+    if wake_ns is not None and world.live:
+        soonest_ns = min(record.deadline_ns for record in world.live.values())
+        require(wake_ns <= soonest_ns, "the timer is set past a deadline")
+        require(soonest_ns > world.now, "somebody is kept waiting past its deadline")
+
+
+def busy(world: World) -> None:
+    """Nobody idles beside work: a free worker and a decoded image, a free decoder and a small image with a slot."""
+    core = world.core
+    idle = [child for child in world.workers if child.announced and not child.condemned and not child.batches]
+    for index, model in enumerate(world.plan.models):
+        line = core.lines[index]
+        limit_ns = world.now - model.window_ns - (LATE_NS if model.window_ns else 0)
+        if idle:
+            stuck = [record for record in world.ready[index].values() if record.ready_ns <= limit_ns]
+            require(not stuck, f"{stuck} wait beside {idle}")
+            require(
+                len(world.ready[index]) < core.workers[idle[0].index].profiles[index].best_size, "a full batch waits"
+            )
+        if len(line.small) and line.arena.free_count:
+            lazy = [child for child in world.decoders if child.announced and not child.condemned and not child.held]
+            require(not lazy, f"an image waits beside {lazy}")
+
+
+def bounded(world: World) -> None:
+    """Bounds that hold at any time."""
+    core = world.core
+    require(core.live_count == len(world.live), f"live_count {core.live_count} of {len(world.live)}")
+    dead_max = 65 + sum(line.queue_max + 2 * line.arena.count for line in core.lines)
+    for line in core.lines:
+        require(0 <= line.held_count <= line.queue_max + line.arena.count, f"held_count {line.held_count}")
+        for queue in (line.small, line.large, line.ready, core._deadlines):
+            require(len(queue) >= 0 and len(queue._heap) - len(queue) <= dead_max, "dead entries pile up")
+
+
+def empty(world: World) -> None:
+    """At the end nobody waits, nobody holds anything, and nothing is left behind."""
+    core = world.core
+    require(not world.live, f"{len(world.live)} tickets were never answered: {list(world.live.values())[:3]}")
+    require(core.live_count == 0, f"live_count is {core.live_count}")
+    require(core.bodies.held_size == 0, f"{core.bodies.held_size} bytes of bodies leak")
+    require((core.bodies._starts, core.bodies._ends) == ([0], [core.bodies.size]), "bodies are not one free range")
+    require(len(core._deadlines) == 0, "a deadline is left")
+    for line in core.lines:
+        free = sum(line.arena.state(slot) is SlotState.FREE for slot in range(line.arena.count))
+        require(free == line.arena.count == line.arena.free_count, f"slots leak: {line.arena.statistics()}")
+        require(line.held_count == 0, f"held_count is {line.held_count}")
+        for queue in (line.small, line.large, line.ready):
+            require(len(queue) == 0 and queue.peek() is None, "a queue is not empty")
+    for decoder in core.feeder.decoders:
+        require(not decoder.held, "a decoder holds an image")
+        require((decoder.cost_ns, decoder.large_count, decoder.due_ns) == (0, 0, 0), "a decoder is owed work")
+    require(not any(worker.batches for worker in core.workers), "a worker holds a batch")

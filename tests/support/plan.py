@@ -1,0 +1,84 @@
+"""What a seed draws: the size of a world, its models, its load, and which classes of faults it has at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shm.wire import ProfilePoint
+
+if TYPE_CHECKING:
+    from random import Random
+
+MS = 1_000_000
+
+FAULTS = (
+    "worker_kill",
+    "worker_start_death",
+    "worker_hang",
+    "worker_slow",
+    "worker_failed",
+    "worker_broken",
+    "worker_poison",
+    "decoder_poison",
+    "decoder_kill",
+    "decoder_start_death",
+    "decoder_hang",
+    "decoder_slow",
+    "decoder_refuse",
+    "decoder_broken",
+    "start_hang",
+    "cancel",
+    "bad_timers",
+    "lazy_pump",
+    "pokes",
+    "slow_reader",
+    "bodies_tight",
+    "drain",
+)
+"""Classes of faults; each seed turns whole classes on or off."""
+
+
+class ModelPlan:
+    """One model: its line's settings and what a batch of it costs."""
+
+    def __init__(self, draw: Random) -> None:
+        largest = draw.choice((1, 2, 4, 8, 16, 32))
+        sizes = [
+            size for size in (1, 2, 4, 8, 16, 32) if size <= largest and (size in (1, largest) or draw.random() < 0.8)
+        ]
+        base_ns, each_ns, bend = draw.choice(
+            ((2 * MS, MS // 20, 0.0), (MS // 10, 4 * MS, 0.02), (MS // 2, MS // 4, 0.0), (20_000, 10_000, 0.0))
+        )
+        self.points = []
+        for size in sizes:
+            p50_ns = int(base_ns + size * each_ns * (1 + bend * size))
+            self.points.append(ProfilePoint(size, p50_ns, int(p50_ns * draw.uniform(1.0, 1.3))))
+        self.times_ns = {point.size: point.p99_ns for point in self.points}
+        self.quick_ns = {point.size: point.p50_ns for point in self.points}
+        self.slot_count = draw.choice((1, 2, 4, 8, 16, 32, 64))
+        self.queue_max = draw.choice((2, 8, 32, 128))
+        self.window_ns = draw.choice((0, 0, 0, MS, 5 * MS, 20 * MS))
+        slowest_ns = max(self.times_ns.values())
+        self.deadline_ns = int(draw.choice((1.2, 3, 10, 30)) * slowest_ns) + draw.choice((5, 50, 300)) * MS
+
+
+class Plan:
+    """One world. Every figure is drawn here or from the world's own `Random`, never anywhere else."""
+
+    def __init__(self, draw: Random) -> None:
+        share = draw.choice((0.0, 0.15, 0.3, 0.5, 0.9))
+        self.faults = {fault for fault in FAULTS if draw.random() < share}
+        self.models = [ModelPlan(draw) for _ in range(draw.choice((1, 1, 2, 3)))]
+        self.worker_count = draw.randint(1, 3)
+        self.decoder_count = draw.randint(1, 4)
+        self.frame_count_max = draw.choice((1, 2, 8))
+        self.decoder_hang_ns = draw.choice((50, 200, 1000)) * MS
+        self.start_timeout_ns = draw.choice((100, 1000)) * MS
+        self.bodies_size = draw.choice((1, 4)) * 1_000_000 if "bodies_tight" in self.faults else 1_000_000_000
+        self.request_count = draw.choice((10, 30, 60, 100))
+        self.length_ns = draw.choice((50, 300, 1500)) * MS
+        self.tensor_share = draw.choice((0.0, 0.0, 0.3, 1.0))
+        self.many_share = draw.choice((0.0, 0.2, 0.6))
+        self.batch_share = draw.choice((0.0, 0.0, 0.5))
+        self.tight_share = draw.choice((0.0, 0.3, 0.8))
+        self.large_share = draw.choice((0.0, 0.1, 0.5))

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway.errors import UndecodableImage
+from gateway.scheduling.feeder import BASE_COST_NS, DEPTH_NS, LARGE_NS, SMALL_MEMORY_NS, Feeder
+from gateway.scheduling.ticket import TENSOR
+from tests.support.core import MS, NOW, Core, S, line
+
+
+def large_core(**named) -> Core:
+    """Bodies for photos of 2 MB."""
+    core = Core(**named)
+    core.bodies.__init__(1 << 26)
+    return core
+
+
+def test_an_image_costs_a_base_and_its_bytes():
+    assert Feeder(1, frame_count_max=8, hang_ns=1).estimate_ns(10_000) == BASE_COST_NS + 80_000
+
+
+def test_a_decoder_is_given_two_milliseconds_of_work():
+    core = Core()
+    core.submit(count=8, size=60_000)  # 0.54 ms each
+
+    assert core.do(NOW) == ["send 0: 1 2 3 4"]
+    assert core.s.feeder.decoders[0].cost_ns == 4 * 540_000 > DEPTH_NS
+
+
+def test_it_is_given_at_least_one_image_however_large():
+    core = large_core()
+    core.submit(size=3_000_000)
+
+    assert core.do(NOW) == ["send 0: 1"]
+
+
+def test_the_next_comes_when_one_is_answered():
+    core = Core()
+    core.submit(count=5, size=60_000)
+    core.do(NOW)
+
+    core.decoded(1, at=NOW + 1 * MS)
+
+    assert core.do(NOW + 1 * MS) == ["run 0: 1 at 1, idle", "send 0: 5"]
+
+
+def test_work_is_spread_over_decoders():
+    core = Core(decoders=2)
+    core.submit(count=4, size=60_000)
+
+    assert core.do(NOW) == ["send 0: 1 3", "send 1: 2 4"]
+
+
+def test_frames_are_bounded():
+    core = Core(line(slot_count=16))
+    core.s.feeder.frame_count_max = 3
+    core.submit(count=8, size=100)
+
+    assert core.do(NOW) == ["send 0: 1 2 3", "send 0: 4 5 6", "send 0: 7 8"]
+
+
+def test_a_free_slot_is_the_admission():
+    core = Core(line(slot_count=2))
+    tickets = core.submit(count=3)
+    assert core.do(NOW) == ["send 0: 1 2"]
+    assert core.do(NOW) == []
+
+    core.s.cancel(tickets[0], NOW)  # the decoder still holds its slot
+    assert core.do(NOW) == []
+
+    core.decoded(1, at=NOW)
+    assert core.do(NOW) == ["send 0: 3"]
+
+
+def test_another_model_with_slots_goes_first():
+    core = Core(line(0, slot_count=1), line(1, slot_count=1))
+    core.submit(count=2, model=0)
+    core.submit(model=1)
+
+    assert core.do(NOW) == ["send 0: 1 3"]
+
+
+def test_class_goes_before_deadline_and_deadline_before_age():
+    core = Core()
+    core.submit(priority=1, deadline_ns=NOW + 10 * MS)
+    core.submit(deadline_ns=NOW + 900 * MS)
+    core.submit(deadline_ns=NOW + 800 * MS)
+
+    assert core.do(NOW) == ["send 0: 3 2 1"]
+
+
+def test_tensors_need_a_slot_and_no_decoder():
+    core = Core(line(slot_count=2), decoders=1, up=False)
+    core.submit(count=3, encoding=TENSOR)
+
+    assert core.do(NOW) == ["spawn decoder 0", "spawn worker 0", "fill 1", "fill 2"]
+
+
+def test_images_wait_while_no_decoder_is_ready():
+    core = Core(up=False)
+    core.submit()
+
+    assert core.do(NOW) == ["spawn decoder 0", "spawn worker 0"]
+    core.s.decoder_ready(0, NOW)
+    assert core.do(NOW) == ["send 0: 1"]
+
+
+def test_one_decoder_stays_free_of_large_photos_while_small_ones_are_about():
+    core = large_core(decoders=2)
+    core.submit(size=100)
+    assert core.do(NOW) == ["send 0: 1"]
+    core.decoded(1, at=NOW)
+    core.submit(count=2, size=2_000_000, deadline_ns=NOW + 60 * S)
+    assert core.do(NOW) == ["run 0: 1 at 1, idle", "send 0: 2"]
+
+    core.submit(size=100)
+    assert core.do(NOW) == ["send 1: 4"]
+
+    later = NOW + SMALL_MEMORY_NS
+    core.decoded(4, decoder=1, at=later - 1)
+    assert "send 1: 3" not in core.do(later - 1)
+    assert "send 1: 3" in core.do(later)
+
+
+def test_a_single_decoder_takes_everything():
+    core = large_core()
+    core.submit(size=100)
+    core.submit(size=2_000_000, deadline_ns=NOW + 5 * MS)
+
+    assert core.do(NOW) == ["send 0: 2"]
+    assert core.s.feeder.decoders[0].large_count == 1
+    core.decoded(2, at=NOW + 1)
+    assert core.s.feeder.decoders[0].large_count == 0
+
+
+def test_estimates_follow_what_is_measured_within_bounds():
+    core = large_core()
+    feeder = core.s.feeder
+    ticket = core.submit(size=100_000)[0]
+    assert ticket.cost_ns == 860_000
+
+    ticket.decode_ns = BASE_COST_NS + 20 * 100_000
+    for _ in range(400):
+        feeder.learn(ticket)
+    assert feeder.estimate_ns(100_000) == pytest.approx(2_060_000, rel=0.01)
+
+    ticket.decode_ns = 10**12
+    for _ in range(1000):
+        feeder.learn(ticket)
+    assert feeder.estimate_ns(1_000_000) == pytest.approx(60_060_000, rel=0.01)
+
+    ticket.decode_ns = 0
+    for _ in range(1000):
+        feeder.learn(ticket)
+    assert feeder.estimate_ns(1_000_000) == pytest.approx(1_060_000, rel=0.01)
+
+
+def test_an_empty_image_teaches_without_dividing_by_zero():
+    core = Core()
+    core.submit(size=0)
+    core.do(NOW)
+
+    core.decoded(1, at=NOW)
+
+    assert core.do(NOW) == ["run 0: 1 at 1, idle"]
+
+
+def test_refused_images_teach_nothing():
+    core = Core()
+    before = core.s.feeder.estimate_ns(1_000_000)
+    core.submit(size=100_000)
+    core.do(NOW)
+
+    core.decoded(1, at=NOW, refusal=UndecodableImage("not an image"), decode_ns=20_000)
+
+    assert core.s.feeder.estimate_ns(1_000_000) == before
+
+
+def test_large_is_eight_milliseconds():
+    core = large_core()
+    small, large = (core.submit(size=size)[0] for size in (992_500, 992_501))
+
+    assert small.cost_ns == LARGE_NS
+    assert len(core.lines[0].small) == 1
+    assert large.cost_ns > LARGE_NS
+    assert core.lines[0].waiting_count == 2

@@ -1,0 +1,533 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway import errors
+from gateway.scheduling.ticket import TENSOR, Role, Stage
+from shm.arena import SlotState
+from shm.wire import ItemStatus
+from tests.support.core import MS, NOW, Core, S, line
+
+BAD = errors.UndecodableImage("not an image")
+
+
+def refusal(core: Core, *, deadline_ns: int = NOW + 1 * S, at: int = NOW) -> str:
+    try:
+        core.s.precheck(core.lines[0], deadline_ns, at)
+    except errors.Refusal as error:
+        return error.code
+    return ""
+
+
+# Before the body is read
+
+
+def test_precheck_lets_pass_what_can_succeed():
+    assert refusal(Core()) == ""
+
+
+def test_precheck_while_draining():
+    core = Core()
+    core.s.drain()
+
+    assert refusal(core) == "draining"
+    with pytest.raises(errors.Draining):
+        core.submit()
+    assert core.quiet()
+
+
+def test_precheck_before_a_worker_was_ready():
+    assert refusal(Core(up=False)) == "model_not_ready"
+
+
+def test_precheck_while_a_worker_restarts():
+    core = Core()
+    core.s.worker_lost(0, NOW)
+
+    assert refusal(core) == ""
+
+
+def test_precheck_when_the_only_worker_keeps_dying_and_when_it_is_back():
+    core = Core()
+    for _ in range(5):
+        core.s.worker_lost(0, NOW)
+    assert refusal(core) == "model_not_ready"
+
+    core.worker_up(0, NOW + 1 * S)
+    assert refusal(core) == ""
+
+
+def test_precheck_when_every_decoder_keeps_dying():
+    core = Core(decoders=2)
+    for _ in range(5):
+        core.s.decoder_lost(0, 0, guilty=False, now_ns=NOW)
+    assert refusal(core) == ""
+
+    for _ in range(5):
+        core.s.decoder_lost(1, 0, guilty=False, now_ns=NOW)
+    assert refusal(core) == "model_not_ready"
+
+
+def test_precheck_of_a_deadline_that_passed():
+    assert refusal(Core(), deadline_ns=NOW, at=NOW) == "deadline_exceeded"
+
+
+def test_precheck_of_a_full_queue():
+    core = Core(line(queue_max=2))
+    core.submit(count=2)
+
+    assert refusal(core) == "overloaded"
+
+
+def test_a_request_is_accepted_whole_or_not_at_all():
+    core = Core(line(queue_max=3))
+    core.submit(count=2)
+
+    with pytest.raises(errors.Overloaded, match="2 images wait for model m0, which takes 3"):
+        core.submit(count=2)
+    assert core.s.live_count == 2
+
+
+def test_bodies_are_bounded_by_bytes():
+    core = Core()
+    body = core.s.allocate_body(1 << 20)
+
+    with pytest.raises(errors.Overloaded):
+        core.s.allocate_body(1)
+    body.release()
+    core.s.allocate_body(1).release()
+    assert core.quiet()
+
+
+# The way of an image
+
+
+def test_a_ticket_from_submit_to_release():
+    core = Core()
+    ticket = core.submit()[0]
+    arena = core.lines[0].arena
+    assert core.do(NOW) == ["send 0: 1"]
+    assert arena.state(ticket.slot) is SlotState.FILLING
+
+    core.decoded(1, at=NOW + 1 * MS, decode_ns=700_000)
+    assert core.bodies.held_size == 0
+    assert arena.state(ticket.slot) is SlotState.QUEUED
+
+    assert core.do(NOW + 2 * MS) == ["run 0: 1 at 1, idle"]
+    assert arena.state(ticket.slot) is SlotState.RUNNING
+    assert core.lines[0].held_count == 0
+
+    core.ran(at=NOW + 12 * MS)
+    assert arena.state(ticket.slot) is SlotState.DONE
+    assert core.do(NOW + 12 * MS) == ["finish 1: ok"]
+
+    core.s.release(ticket)
+    assert core.quiet()
+    times = (ticket.submitted_ns, ticket.sent_ns, ticket.decoded_ns, ticket.run_ns, ticket.done_ns)
+    assert times == (NOW, NOW, NOW + 1 * MS, NOW + 2 * MS, NOW + 12 * MS)
+    assert (ticket.decode_ns, ticket.batch_size, ticket.runs) == (700_000, 1, 1)
+
+
+def test_a_tensor_is_copied_and_runs():
+    core = Core()
+    first, _ = core.submit(count=2, encoding=TENSOR)
+    assert core.do(NOW) == ["fill 1", "fill 2"]
+
+    core.s.filled(first, NOW)
+    assert core.do(NOW) == ["run 0: 1 at 1, idle"]
+    assert core.bodies.held_size > 0
+
+
+def test_a_tensor_cancelled_before_it_was_copied():
+    core = Core()
+    ticket = core.submit(encoding=TENSOR)[0]
+    core.do(NOW)
+
+    core.s.cancel(ticket, NOW)
+    core.s.filled(ticket, NOW)
+
+    assert core.quiet()
+    assert core.do(NOW) == []
+
+
+def test_a_refused_image_frees_its_slot_and_harms_nobody():
+    core = Core()
+    core.submit(count=2)
+    core.do(NOW)
+
+    core.decoded(1, at=NOW, refusal=BAD)
+    core.decoded(2, at=NOW)
+
+    assert core.do(NOW) == ["finish 1: undecodable_image", "run 0: 2 at 1, idle"]
+
+
+def test_statuses_are_per_item():
+    core = Core()
+    for number in (1, 2, 3):
+        core.submit()
+        core.do(NOW) if number == 1 else None
+    core.do(NOW)
+    core.s.workers[0].ready = False
+    for number in (1, 2, 3):
+        core.decoded(number, at=NOW)
+    core.s.workers[0].ready = True
+    assert core.do(NOW) == ["run 0: 1 2 3 at 4, idle"]
+    batch = core.s.workers[0].batches[0]
+
+    core.s.batch_done(0, batch.number, [ItemStatus.LATE, ItemStatus.FAILED, ItemStatus.OK], NOW)
+
+    assert core.do(NOW) == ["finish 1: deadline_exceeded", "finish 2: inference_failed", "finish 3: ok"]
+    assert core.lines[0].arena.free_count == 7
+
+
+# Cancel
+
+
+def test_cancel_while_waiting():
+    core = Core(up=False)
+    ticket = core.submit()[0]
+
+    core.s.cancel(ticket, NOW)
+
+    assert core.quiet()
+    assert core.s.wake_at_ns() is None
+
+
+def test_cancel_while_decoding_keeps_slot_and_bytes_until_the_decoder_answers():
+    core = Core()
+    ticket = core.submit()[0]
+    core.do(NOW)
+
+    core.s.cancel(ticket, NOW)
+    assert core.lines[0].arena.state(ticket.slot) is SlotState.ZOMBIE
+    assert core.bodies.held_size > 0
+    assert core.s.live_count == 0
+
+    core.decoded(1, at=NOW)
+    assert core.quiet()
+    assert core.do(NOW) == []
+
+
+def test_cancel_while_decoding_and_the_decoder_dies():
+    core = Core()
+    ticket = core.submit()[0]
+    core.do(NOW)
+
+    core.s.cancel(ticket, NOW)
+    core.s.decoder_lost(0, ticket.number, guilty=True, now_ns=NOW)
+
+    assert core.quiet()
+    assert core.do(NOW) == ["spawn decoder 0"]
+
+
+def test_cancel_while_queued():
+    core = Core(line(window_ns=5 * MS))
+    ticket = core.queued()
+
+    core.s.cancel(ticket, NOW)
+
+    assert core.quiet()
+    assert core.lines[0].window_from_ns == 0
+
+
+def test_cancel_while_running_keeps_the_slot_until_the_worker_answers():
+    core = Core()
+    ticket = core.queued()
+    core.do(NOW)
+
+    core.s.cancel(ticket, NOW)
+    assert core.lines[0].arena.state(ticket.slot) is SlotState.ZOMBIE
+
+    core.ran(at=NOW + 10 * MS)
+    assert core.quiet()
+    assert core.do(NOW + 10 * MS) == []
+
+
+def test_cancel_while_running_and_the_worker_dies():
+    core = Core()
+    ticket = core.queued()
+    core.do(NOW)
+
+    core.s.cancel(ticket, NOW)
+    core.s.worker_lost(0, NOW)
+
+    assert core.quiet()
+    assert core.do(NOW) == ["spawn worker 0"]
+
+
+def test_cancel_of_an_output_that_was_not_read():
+    core = Core()
+    ticket = core.queued()
+    core.do(NOW)
+    core.ran(at=NOW)
+    assert core.do(NOW) == ["finish 1: ok"]
+
+    core.s.cancel(ticket, NOW)
+
+    assert core.quiet()
+    assert ticket.stage is Stage.ENDED
+
+
+def test_cancel_between_the_reply_and_its_hand_over_takes_the_answer_back():
+    core = Core()
+    ticket = core.queued()
+    core.do(NOW)
+    core.ran(at=NOW)
+
+    core.s.cancel(ticket, NOW)
+
+    assert core.do(NOW) == []  # a Finish would have its slot read after it was freed
+    assert core.quiet()
+
+
+def test_cancel_after_the_end_does_nothing():
+    core = Core()
+    ticket = core.submit()[0]
+    core.do(NOW)
+    core.decoded(1, at=NOW, refusal=BAD)
+    assert core.do(NOW) == ["finish 1: undecodable_image"]
+
+    core.s.cancel(ticket, NOW)
+
+    assert core.do(NOW) == []
+    assert core.quiet()
+
+
+# Deadlines
+
+
+@pytest.mark.parametrize("stage", [Stage.WAITING, Stage.FILLING, Stage.QUEUED, Stage.RUNNING])
+def test_a_deadline_is_answered_on_time_in_every_stage(stage: Stage):
+    core = Core(line(window_ns=500 * MS), up=stage is not Stage.WAITING)
+    core.submit(deadline_ns=NOW + 50 * MS)
+    core.do(NOW)
+    if stage >= Stage.QUEUED:
+        core.decoded(1, at=NOW)
+        core.s.workers[0].ready = stage is Stage.RUNNING
+        core.do(NOW + 40 * MS)
+    assert core.tickets[0].stage is stage
+
+    assert core.s.wake_at_ns() == NOW + 50 * MS
+    assert core.do(NOW + 50 * MS - 1) == []
+    assert core.do(NOW + 50 * MS) == ["finish 1: deadline_exceeded"]
+
+
+def test_an_image_that_cannot_be_answered_in_time_is_not_run():
+    core = Core()
+    core.queued(deadline_ns=NOW + 10 * MS - 1)
+
+    assert core.do(NOW) == ["finish 1: deadline_exceeded"]
+    assert core.quiet()
+
+
+def test_the_slot_of_a_late_image_goes_to_the_next_at_once():
+    core = Core(line(slot_count=1))
+    core.queued(deadline_ns=NOW + 10 * MS - 1)
+    core.submit()
+
+    assert core.do(NOW) == ["finish 1: deadline_exceeded", "send 0: 2"]
+
+
+def test_time_never_goes_back():
+    core = Core()
+    core.queued(deadline_ns=NOW + 50 * MS, at=NOW + 20 * MS)
+
+    core.do(NOW)
+
+    assert core.tickets[0].run_ns == NOW + 20 * MS
+
+
+# Decoders
+
+
+def test_children_are_started_first():
+    core = Core(decoders=2, workers=2, up=False)
+
+    assert core.do(NOW) == ["spawn decoder 0", "spawn decoder 1", "spawn worker 0", "spawn worker 1"]
+    core.s.child_started(Role.WORKER, 0, NOW + 3 * MS)
+    assert core.s.workers[0].started_ns == NOW + 3 * MS
+    core.s.child_started(Role.DECODER, 1, NOW + 4 * MS)
+    assert core.s.feeder.decoders[1].started_ns == NOW + 4 * MS
+
+
+def test_a_child_that_does_not_start_is_killed_and_never_believed():
+    core = Core(up=False)
+    core.do(NOW)
+    assert core.s.wake_at_ns() == NOW + 20 * S
+
+    assert core.do(NOW + 20 * S) == [
+        "kill decoder 0: did not start in time",
+        "kill worker 0: did not start in time",
+    ]
+    core.s.decoder_ready(0, NOW + 20 * S)
+    core.worker_up(0, NOW + 20 * S)
+    core.submit(at=NOW + 20 * S)
+    assert core.do(NOW + 20 * S) == []
+
+    core.s.decoder_lost(0, 0, guilty=False, now_ns=NOW + 20 * S)
+    core.s.worker_lost(0, NOW + 20 * S)
+    assert core.do(NOW + 20 * S) == ["spawn decoder 0", "spawn worker 0"]
+    core.s.decoder_ready(0, NOW + 20 * S)
+    assert core.do(NOW + 20 * S) == ["send 0: 1"]
+
+
+def test_a_child_that_died_again_waits_for_its_back_off():
+    core = Core()
+    core.s.decoder_lost(0, 0, guilty=False, now_ns=NOW)
+    assert core.do(NOW) == ["spawn decoder 0"]
+    core.s.decoder_lost(0, 0, guilty=False, now_ns=NOW)
+
+    assert core.do(NOW) == []
+    assert core.s.wake_at_ns() == NOW + 100 * MS
+    assert core.do(NOW + 100 * MS) == ["spawn decoder 0"]
+
+
+def test_a_hung_decoder_is_killed():
+    core = Core()
+    core.submit(count=2, deadline_ns=NOW + 60 * S)
+    core.do(NOW)
+    core.decoded(1, at=NOW + 1 * S)
+    core.do(NOW + 1 * S)
+
+    assert core.s.feeder.decoders[0].due_ns == NOW + 3 * S
+    assert "kill decoder 0: hung" in core.do(NOW + 3 * S)
+    assert "kill decoder 0: hung" not in core.do(NOW + 4 * S)
+
+
+def test_an_answer_about_an_image_that_was_never_sent():
+    core = Core()
+
+    assert not core.s.decoded(0, 77, None, 1, NOW)
+    core.s.broken(Role.DECODER, 0, "nonsense")
+    assert core.do(NOW) == ["kill decoder 0: nonsense"]
+
+
+def held_by_decoder(count: int) -> Core:
+    core = Core(decoders=1)
+    core.submit(count=count, deadline_ns=NOW + 60 * S)
+    core.do(NOW)
+    return core
+
+
+def decoder_dies(core: Core, blamed: int, *, guilty: bool, at: int) -> list[str]:
+    """It dies on the `blamed`th image (0: it does not say), and its successor is up at once."""
+    number = core.tickets[blamed - 1].number if blamed else 0
+    core.s.decoder_lost(0, number, guilty=guilty, now_ns=at)
+    finished = [word for word in core.do(at) if word.startswith("finish")]
+    core.do(at + 9 * S)
+    core.s.decoder_ready(0, at + 9 * S)
+    core.do(at + 9 * S)
+    return finished
+
+
+def test_the_guilty_image_is_refused_at_once_and_its_neighbours_go_on():
+    core = held_by_decoder(3)
+
+    assert decoder_dies(core, 2, guilty=True, at=NOW) == ["finish 2: undecodable_image"]
+    assert list(core.s.feeder.decoders[0].held.values()) == [core.tickets[0], core.tickets[2]]
+    assert [ticket.attempts for ticket in core.tickets] == [0, 1, 0]
+
+
+def test_a_blamed_image_survives_one_kill_from_outside():
+    core = held_by_decoder(2)
+
+    assert decoder_dies(core, 1, guilty=False, at=NOW) == []
+    assert decoder_dies(core, 1, guilty=False, at=NOW + 10 * S) == ["finish 1: undecodable_image"]
+    assert core.tickets[1].attempts == 0
+
+
+def test_when_nobody_is_blamed_everybody_may_be_there_three_times():
+    core = held_by_decoder(2)
+
+    assert decoder_dies(core, 0, guilty=True, at=NOW) == []
+    assert decoder_dies(core, 0, guilty=True, at=NOW + 10 * S) == []
+    finished = decoder_dies(core, 0, guilty=True, at=NOW + 20 * S)
+    assert finished == ["finish 1: undecodable_image", "finish 2: undecodable_image"]
+    assert core.quiet()
+
+
+# Workers
+
+
+def test_a_lost_batch_runs_once_more():
+    core = Core(workers=2)
+    core.queued(deadline_ns=NOW + 60 * S)
+    assert core.do(NOW) == ["run 0: 1 at 1, idle"]
+
+    core.s.worker_lost(0, NOW)
+    assert core.do(NOW) == ["spawn worker 0", "run 1: 1 at 1, idle"]
+
+    core.s.worker_lost(1, NOW)
+    assert core.do(NOW) == ["finish 1: worker_lost", "spawn worker 1"]
+    assert core.quiet()
+
+
+def test_a_lost_batch_waits_for_the_successor():
+    core = Core()
+    core.queued()
+    core.do(NOW)
+
+    core.s.worker_lost(0, NOW)
+    assert core.do(NOW) == ["spawn worker 0"]
+    core.worker_up(0, NOW + 300 * MS)
+    assert core.do(NOW + 300 * MS) == ["run 0: 1 at 1, idle"]
+
+
+def test_a_hung_worker_is_killed_after_a_second_at_least():
+    core = Core()
+    core.queued(deadline_ns=NOW + 60 * S)
+    core.do(NOW)
+
+    assert core.s.wake_at_ns() == NOW + 1 * S
+    assert core.do(NOW + 1 * S) == ["kill worker 0: hung"]
+
+
+def test_a_slow_batch_is_given_five_times_its_time():
+    core = Core(points=((1, 400 * MS),))
+    core.queued(deadline_ns=NOW + 60 * S)
+    core.do(NOW)
+
+    assert core.s.wake_at_ns() == NOW + 2 * S
+
+
+def test_a_staged_batch_is_watched_from_its_own_start():
+    core = Core(line(slot_count=16))
+    core.queued()
+    core.do(NOW)
+    for _ in range(4):
+        core.queued()
+    core.do(NOW)
+    first, staged = core.s.workers[0].batches
+    assert (first.started_ns, staged.started_ns) == (NOW, 0)
+    assert core.s.workers[0].free_at_ns == NOW + 20 * MS
+
+    core.ran(at=NOW + 13 * MS)
+
+    assert staged.started_ns == NOW + 13 * MS
+    assert core.s.workers[0].free_at_ns == NOW + 23 * MS
+
+
+def test_senseless_replies_are_not_believed():
+    core = Core()
+    core.queued()
+    core.do(NOW)
+    number = core.s.workers[0].batches[0].number
+
+    assert core.s.batch_done(0, number + 1, [ItemStatus.OK], NOW) is None
+    assert core.s.batch_done(0, number, [], NOW) is None
+    assert core.s.batch_done(0, number, [ItemStatus.OK], NOW) is not None
+    assert core.s.batch_done(0, number, [ItemStatus.OK], NOW) is None
+
+
+# Drain
+
+
+def test_drain_finishes_what_was_accepted():
+    core = Core()
+    core.queued()
+    core.s.drain()
+
+    assert core.do(NOW) == ["run 0: 1 at 1, idle"]
+    core.ran(at=NOW + 10 * MS)
+    assert core.do(NOW + 10 * MS) == ["finish 1: ok"]
+    assert core.s.live_count == 0
