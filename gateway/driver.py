@@ -7,6 +7,7 @@ tick, so that everything that arrived together is decided and sent together.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from gateway.models.repository import ModelVersion
     from shm.heritage import Heritage
     from shm.segment import Segment
+    from shm.wire import Encoding
 
 _log = logs.get("driver")
 
@@ -73,6 +75,8 @@ Outputs = dict[str, Any]
 """An image's raw outputs: name → a copy of its array."""
 
 Outcome = Classes | Outputs | errors.Refusal
+
+_BINARY = wire.Encoding.BINARY
 
 _PENDING = errors.Refusal("not answered yet")
 
@@ -187,6 +191,7 @@ class Driver:
         """Accept nothing more, finish what was accepted, then end the children. Whether everything was answered."""
         self.core.drain()
         drained = await self._wait_drained(drain_timeout_s)
+        self._refuse_rest()
         self._stopping = True
         for handle in (self._timer, self._heartbeat):
             if handle is not None:
@@ -203,6 +208,19 @@ class Driver:
             await asyncio.sleep(DRAIN_POLL_S)
         return not self.core.live_count
 
+    def _refuse_rest(self) -> None:
+        """Answer what could not be finished in time: a refusal can be sent again elsewhere, a reset says nothing."""
+        core, now_ns = self.core, time.monotonic_ns()
+        queues = [queue for line in core.lines for queue in (line.small, line.large, line.ready)]
+        held = [decoder.held.values() for decoder in core.feeder.decoders]
+        batches = [batch.tickets for worker in core.workers for batch in worker.batches]
+        for ticket in list(itertools.chain(*queues, *held, *batches)):
+            if ticket.stage < Stage.DONE:
+                core.cancel(ticket, now_ns)
+                self._finish(
+                    Finish(ticket, errors.Draining("the server went down; send this to another one", retry_after_s=5))
+                )
+
     def _beat(self, due: float) -> None:
         lag = max(0.0, self._loop.time() - due)
         self.metrics.loop_lag_s = lag
@@ -215,7 +233,7 @@ class Driver:
         self,
         line: Line,
         body: Body,
-        parts: Sequence[tuple[int, int, int]],
+        parts: Sequence[tuple[int, int, Encoding | None]],
         *,
         priority: int,
         deadline_ns: int,
@@ -286,7 +304,7 @@ class Driver:
         if child is None:
             return  # Dead already; its death takes these tickets back.
         items = [
-            wire.DecodeItem(t.number, t.line.index, t.slot, t.offset, t.size, wire.Encoding(t.encoding))
+            wire.DecodeItem(t.number, t.line.index, t.slot, t.offset, t.size, t.encoding or _BINARY)
             for t in send.tickets
         ]
         child.link.send(wire.encode(wire.Decode(items)))

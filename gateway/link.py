@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-READS_MAX = 64
-"""Frames read in one go before the loop gets its turn."""
-
 _SEND_BUFFER_SIZE = 1 << 20
 """Bytes asked of the kernel for frames on their way to a child."""
 
@@ -92,9 +89,8 @@ class Link:
         self._socket.close()
 
     def _readable(self) -> None:
-        for _ in range(READS_MAX):
-            if self._socket.fileno() < 0 or not self._read_one():
-                return
+        # One frame: the loop calls again while there are more, and a read that finds nothing costs an exception.
+        self._read_one()
 
     def _read_one(self) -> bool:
         """Read one frame; False when there is none."""

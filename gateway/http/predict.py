@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.http.payloads import Query
     from gateway.scheduling.line import Line
     from gateway.scheduling.ticket import Body
+    from shm.wire import Encoding
 
 _PRIORITIES = {None: Priority.REALTIME, "realtime": Priority.REALTIME, "batch": Priority.BATCH}
 
@@ -60,7 +61,7 @@ class Served:
         ranked = self.memory.outputs.get("index")
         return min(asked or output.top_k, output.top_k_max if ranked is None else ranked.shape[1])
 
-    def parts(self, query: Query, offset: int) -> list[tuple[int, int, int]]:
+    def parts(self, query: Query, offset: int) -> list[tuple[int, int, Encoding | None]]:
         """(offset in the bodies segment, size, encoding or TENSOR) of each image in a body at `offset`.
 
         Raises: BadRequest, PayloadTooLarge for a tensor that does not fit the model.

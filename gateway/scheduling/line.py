@@ -18,6 +18,7 @@ class Line:
         "name",
         "queue_max",
         "ready",
+        "serving",
         "small",
         "window_from_ns",
         "window_ns",
@@ -36,6 +37,8 @@ class Line:
         self.small = TicketQueue(Stage.WAITING, Stage.WAITING)
         self.large = TicketQueue(Stage.WAITING, Stage.WAITING)
         self.ready = TicketQueue(Stage.QUEUED, Stage.QUEUED)
+        self.serving = False
+        """Whether a request would be served: by a worker and a decoder that are up, or expected back."""
         self.held_count = 0
         """Tickets in WAITING, FILLING or QUEUED."""
         self.window_from_ns = 0

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 STAGE_LEAD_NS = 500_000
 """A second batch goes to a worker when its first is expected to end within this: it hides the hop, and binds late."""
 
+HANG_NS_MIN = 1_000_000_000
+HANG_FACTOR = 5
+"""A worker that has not answered a batch after max(HANG_NS_MIN, HANG_FACTOR * l(b)) is hung."""
+
 BATCHES_MAX = 2
 """One running, one staged. More would hide nothing and add l(B) to every deadline."""
 
@@ -49,6 +53,13 @@ class WorkerState:
         self.restarts = Restarts()
         self.spawn_at_ns: int | None = 0
         self.started_ns = 0
+
+    def owes_by_ns(self) -> int | None:
+        """When the batch that it runs must have been answered; None while it has none."""
+        if not self.batches:
+            return None
+        batch = self.batches[0]
+        return batch.started_ns + max(HANG_NS_MIN, HANG_FACTOR * batch.expected_ns)
 
     def serves(self, model: int) -> bool:
         """Whether it has the model, or is expected to have it again."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway import errors
-from gateway.scheduling import batcher, placement
-from gateway.scheduling.feeder import DecoderState, Feeder
+from gateway.scheduling.dispatcher import Dispatcher
+from gateway.scheduling.feeder import Feeder
 from gateway.scheduling.placement import WorkerState
 from gateway.scheduling.profile import Profile
 from gateway.scheduling.ticket import (
@@ -20,15 +20,12 @@ from gateway.scheduling.ticket import (
     Body,
     Effect,
     Finish,
-    Kill,
     Role,
-    RunBatch,
-    Seal,
-    Spawn,
     Stage,
     Ticket,
     TicketQueue,
 )
+from gateway.scheduling.watch import Watch
 from shm.arena import BodyArena, SlotState
 from shm.wire import ItemStatus
 
@@ -36,7 +33,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.scheduling.line import Line
-    from shm.wire import ProfilePoint
+    from shm.wire import Encoding, ProfilePoint
+
+# Python 3.11 looks an enum's member up in 77 ns, a module's name in 7; a ticket takes forty of them.
+_DONE = Stage.DONE
+_ENDED = Stage.ENDED
+_FILLING = Stage.FILLING
+_QUEUED = Stage.QUEUED
+_RUNNING = Stage.RUNNING
+_WAITING = Stage.WAITING
+_SLOT_DONE = SlotState.DONE
+_SLOT_FREE = SlotState.FREE
+_SLOT_QUEUED = SlotState.QUEUED
+_SLOT_ZOMBIE = SlotState.ZOMBIE
+_ITEM_LATE = ItemStatus.LATE
+_ITEM_OK = ItemStatus.OK
 
 RUNS_MAX = 2
 """A batch whose worker died is run once more, never twice more."""
@@ -46,10 +57,6 @@ DECODE_ATTEMPTS_MAX = 3
 
 BLAMED_ATTEMPTS_MAX = 2
 """Decoders that may be killed from outside (out of memory, an operator) while on one image."""
-
-HANG_NS_MIN = 1_000_000_000
-HANG_FACTOR = 5
-"""A worker that has not answered a batch after max(HANG_NS_MIN, HANG_FACTOR * l(b)) is hung."""
 
 
 class Scheduler:
@@ -73,15 +80,15 @@ class Scheduler:
         self.bodies = bodies
         self.workers = [WorkerState(index) for index in range(worker_count)]
         self.feeder = Feeder(decoder_count, frame_count_max=frame_count_max, hang_ns=decoder_hang_ns)
+        self._watch = Watch(self.feeder.decoders, self.workers, start_timeout_ns=start_timeout_ns)
+        self._dispatcher = Dispatcher(self.lines, self.workers, lambda late: self._finish(late, _late()))
         self.draining = False
         self.live_count = 0
         """Tickets that were accepted and not yet answered."""
-        self._deadlines = TicketQueue(Stage.WAITING, Stage.RUNNING)
+        self._deadlines = TicketQueue(_WAITING, _RUNNING)
         self._effects: list[Effect] = []
         self._number = 0
         self._now_ns = 0
-        self._start_timeout_ns = start_timeout_ns
-        self._wake_ns: int | None = None
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -92,18 +99,12 @@ class Scheduler:
         """
         if self.draining:
             raise errors.Draining("the server is going down; send this to another one", retry_after_s=5)
-        if not self.serving(line):
+        if not line.serving:
             raise errors.ModelNotReady(f"model {line.name} is not serving yet; see /readyz", retry_after_s=1)
         if now_ns >= deadline_ns:
             raise errors.DeadlineExceeded("the deadline passed before the request was read; allow more time")
         if line.held_count >= line.queue_max:
             raise self._full(line)
-
-    def serving(self, line: Line) -> bool:
-        """Whether a request would be served: by a worker and a decoder that are up, or are expected back."""
-        return any(worker.serves(line.index) for worker in self.workers) and not all(
-            decoder.restarts.failing for decoder in self.feeder.decoders
-        )
 
     def allocate_body(self, size: int) -> Body:
         """Room for `size` bytes of body. Raises Overloaded when the byte budget is used up."""
@@ -116,7 +117,7 @@ class Scheduler:
         self,
         line: Line,
         body: Body,
-        parts: Sequence[tuple[int, int, int]],
+        parts: Sequence[tuple[int, int, Encoding | None]],
         *,
         priority: int,
         deadline_ns: int,
@@ -153,18 +154,18 @@ class Scheduler:
     def cancel(self, ticket: Ticket, now_ns: int) -> None:
         """The client is gone: queued work is dropped, running work is thrown away when it comes back."""
         self._at(now_ns)
-        if ticket.stage < Stage.DONE:
+        if ticket.stage < _DONE:
             self._end(ticket)
             return
-        if ticket.stage is Stage.DONE:
+        if ticket.stage is _DONE:
             self.release(ticket)
         # Its answer may have been decided and not been handed over: nobody is there to read it.
         self._effects = [e for e in self._effects if not (isinstance(e, Finish) and e.ticket is ticket)]
 
     def release(self, ticket: Ticket) -> None:
         """Its output was read: the slot is free."""
-        assert ticket.stage is Stage.DONE
-        ticket.stage = Stage.ENDED
+        assert ticket.stage is _DONE
+        ticket.stage = _ENDED
         _free_slot(ticket)
 
     # -- decoders ------------------------------------------------------------------------------------------------
@@ -176,6 +177,7 @@ class Scheduler:
             return
         decoder.ready = True
         decoder.restarts.ready(self._at(now_ns))
+        self._review()
 
     def decoded(self, index: int, number: int, refusal: errors.Refusal | None, decode_ns: int, now_ns: int) -> bool:
         """A decoder answered one image. False: it never held it, so it is broken."""
@@ -186,7 +188,7 @@ class Scheduler:
         if refusal is None:
             self.feeder.learn(ticket)
         ticket.let_go_of_body()
-        if ticket.stage is Stage.ENDED:
+        if ticket.stage is _ENDED:
             _free_slot(ticket)
         elif refusal is not None:
             self._finish(ticket, refusal, returned=True)
@@ -196,14 +198,14 @@ class Scheduler:
 
     def filled(self, ticket: Ticket, now_ns: int) -> None:
         """A tensor row was copied into its slot."""
-        if ticket.stage is Stage.FILLING:
+        if ticket.stage is _FILLING:
             ticket.let_go_of_body()
             self._enqueue(ticket, self._at(now_ns))
 
     def _enqueue(self, ticket: Ticket, now_ns: int) -> None:
-        ticket.stage = Stage.QUEUED
+        ticket.stage = _QUEUED
         ticket.decoded_ns = now_ns
-        ticket.line.arena.move(ticket.slot, SlotState.QUEUED)
+        ticket.line.arena.move(ticket.slot, _SLOT_QUEUED)
         ticket.line.enqueue(ticket, now_ns)
 
     def decoder_lost(self, index: int, blamed: int, *, guilty: bool, now_ns: int) -> None:
@@ -213,8 +215,10 @@ class Scheduler:
         now_ns = self._at(now_ns)
         decoder = self.feeder.decoders[index]
         named = blamed in decoder.held
-        for ticket in self.feeder.lost(decoder, now_ns):
-            if ticket.stage is Stage.ENDED:
+        held = self.feeder.lost(decoder, now_ns)
+        self._review()
+        for ticket in held:
+            if ticket.stage is _ENDED:
                 ticket.let_go_of_body()
                 continue
             ticket.attempts += 1 if ticket.number == blamed or not named else 0
@@ -223,7 +227,7 @@ class Scheduler:
                 refusal = errors.UndecodableImage("decoding this image crashed, or cost more than is allowed")
                 self._finish(ticket, refusal, returned=True)
             else:
-                ticket.stage = Stage.WAITING
+                ticket.stage = _WAITING
                 self.feeder.enqueue(ticket)
 
     # -- workers -------------------------------------------------------------------------------------------------
@@ -240,6 +244,7 @@ class Scheduler:
             model: Profile(points, deadline_ns=self.lines[model].deadline_ns, worker_count=len(self.workers))
             for model, points in profiles.items()
         }
+        self._review()
 
     def batch_done(self, index: int, number: int, statuses: Sequence[ItemStatus], now_ns: int) -> Batch | None:
         """A worker answered its first batch. None: it never held it, or the count is wrong, so it is broken."""
@@ -255,16 +260,19 @@ class Scheduler:
             worker.free_at_ns = now_ns + staged.expected_ns
         for ticket, status in zip(batch.tickets, statuses, strict=True):
             ticket.done_ns = now_ns
-            if ticket.stage is Stage.ENDED:
+            if ticket.stage is _ENDED:
                 _free_slot(ticket)
-            elif status is ItemStatus.OK:
-                ticket.stage = Stage.DONE
+            elif status is _ITEM_OK:
+                ticket.stage = _DONE
                 self._deadlines.discard()
                 self.live_count -= 1
-                ticket.line.arena.move(ticket.slot, SlotState.DONE)
+                ticket.line.arena.move(ticket.slot, _SLOT_DONE)
                 self._effects.append(Finish(ticket, None))
-            elif status is ItemStatus.LATE:
-                self._finish(ticket, _late(), returned=True)
+            elif status is _ITEM_LATE:
+                # The batch was not run because its most urgent image would have been late. The others may still do.
+                ticket.runs -= 1
+                ticket.done_ns = 0
+                self._requeue(ticket, now_ns)
             else:
                 self._finish(ticket, errors.InferenceFailed("the model failed on this image"), returned=True)
         return batch
@@ -275,38 +283,32 @@ class Scheduler:
         worker = self.workers[index]
         worker.ready = False
         worker.spawn_at_ns = worker.restarts.died(now_ns)
+        self._review()
         batches, worker.batches = worker.batches, []
-        for batch in batches:
+        for place, batch in enumerate(batches):
             for ticket in batch.tickets:
-                if ticket.stage is Stage.ENDED:
+                # A worker answers a batch before it starts the next: only the first can have killed it. One that was
+                # condemned may have done anything.
+                ticket.runs -= 1 if place and not worker.condemned else 0
+                if ticket.stage is _ENDED:
                     _free_slot(ticket)
                 elif ticket.runs >= RUNS_MAX:
                     refusal = errors.WorkerLost("two workers died on this request; it may be the cause")
                     self._finish(ticket, refusal, returned=True)
                 else:
-                    ticket.stage = Stage.QUEUED
-                    ticket.line.arena.move(ticket.slot, SlotState.QUEUED)
-                    ticket.line.held_count += 1
-                    ticket.line.enqueue(ticket, now_ns)
+                    self._requeue(ticket, now_ns)
 
-    def child_started(self, role: Role, index: int, now_ns: int) -> None:
-        """A child was spawned; it is not ready yet."""
-        child = self._child(role, index)
-        child.started_ns = self._at(now_ns)
+    @staticmethod
+    def _requeue(ticket: Ticket, now_ns: int) -> None:
+        """Its batch was not run: back to its line, pixels and all."""
+        ticket.stage = _QUEUED
+        ticket.line.arena.move(ticket.slot, _SLOT_QUEUED)
+        ticket.line.held_count += 1
+        ticket.line.enqueue(ticket, now_ns)
 
     def broken(self, role: Role, index: int, reason: str) -> None:
         """A child broke the protocol: it is never believed again."""
-        self._kill(role, index, reason)
-
-    def _child(self, role: Role, index: int) -> DecoderState | WorkerState:
-        return self.feeder.decoders[index] if role is Role.DECODER else self.workers[index]
-
-    def _kill(self, role: Role, index: int, reason: str) -> None:
-        child = self._child(role, index)
-        child.ready = False
-        child.condemned = True
-        child.started_ns = 0
-        self._effects.append(Kill(role, index, reason))
+        self._effects.append(self._watch.kill(role, index, reason))
 
     # -- time ----------------------------------------------------------------------------------------------------
 
@@ -317,26 +319,26 @@ class Scheduler:
     def advance(self, now_ns: int) -> list[Effect]:
         """Decide everything that can be decided at `now_ns`, and hand over all effects since the last call."""
         now_ns = self._at(now_ns)
-        self._wake_ns = None
         self._expire(now_ns)
-        self._watch(now_ns)
-        self._dispatch(now_ns)
+        effects = self._effects
+        effects += self._watch.look(now_ns)
+        effects += self._dispatcher.dispatch(now_ns)
         # After the batches: a head that was too late for one has just given its slot back.
-        self._effects.extend(self.feeder.feed(self.lines, now_ns))
-        self._wake_for_hangs()
-        effects, self._effects = self._effects, []
+        effects += self.feeder.feed(self.lines, now_ns)
+        self._effects = []
         return effects
 
     def wake_at_ns(self) -> int | None:
         """When `advance` must be called again at the latest, if no input comes first."""
         first = self._deadlines.peek()
-        if first is not None:
-            self._wake(first.deadline_ns)
-        return self._wake_ns
+        times = (self._dispatcher.wake_ns, self._watch.wake_at_ns(), first.deadline_ns if first is not None else None)
+        return min((time for time in times if time is not None), default=None)
 
-    def _wake(self, at_ns: int) -> None:
-        if self._wake_ns is None or at_ns < self._wake_ns:
-            self._wake_ns = at_ns
+    def _review(self) -> None:
+        """A child came or went: which models would be served, by children that are up or are expected back?"""
+        decoding = not all(decoder.restarts.failing for decoder in self.feeder.decoders)
+        for line in self.lines:
+            line.serving = decoding and any(worker.serves(line.index) for worker in self.workers)
 
     def _at(self, now_ns: int) -> int:
         """Time never goes back."""
@@ -346,103 +348,6 @@ class Scheduler:
     def _expire(self, now_ns: int) -> None:
         while (ticket := self._deadlines.peek()) is not None and ticket.deadline_ns <= now_ns:
             self._finish(ticket, _late())
-
-    def _watch(self, now_ns: int) -> None:
-        """Start the dead, kill the hung."""
-        for decoder in self.feeder.decoders:
-            self._watch_start(Role.DECODER, decoder, now_ns)
-            if decoder.ready and decoder.due_ns and now_ns >= decoder.due_ns:
-                self._kill(Role.DECODER, decoder.index, "hung")
-        for worker in self.workers:
-            self._watch_start(Role.WORKER, worker, now_ns)
-            if worker.ready and worker.batches and now_ns >= _due_ns(worker):
-                self._kill(Role.WORKER, worker.index, "hung")
-
-    def _wake_for_hangs(self) -> None:
-        """Set the timer for whoever has work, also for what was handed out just now."""
-        for decoder in self.feeder.decoders:
-            if decoder.ready and decoder.due_ns:
-                self._wake(decoder.due_ns)
-        for worker in self.workers:
-            if worker.ready and worker.batches:
-                self._wake(_due_ns(worker))
-
-    def _watch_start(self, role: Role, child: DecoderState | WorkerState, now_ns: int) -> None:
-        if child.spawn_at_ns is not None:
-            if now_ns < child.spawn_at_ns:
-                self._wake(child.spawn_at_ns)
-                return
-            child.spawn_at_ns = None
-            child.condemned = False
-            child.started_ns = now_ns
-            self._effects.append(Spawn(role, child.index))
-        if not child.ready and child.started_ns:
-            due_ns = child.started_ns + self._start_timeout_ns
-            if now_ns >= due_ns:
-                self._kill(role, child.index, "did not start in time")
-            else:
-                self._wake(due_ns)
-
-    # -- batches -------------------------------------------------------------------------------------------------
-
-    def _dispatch(self, now_ns: int) -> None:
-        """Give every worker that can take one a batch, the soonest free first."""
-        progress = True
-        while progress:
-            progress = False
-            for worker in placement.takers(self.workers):
-                if self._dispatch_to(worker, now_ns):
-                    progress = True
-                    break
-
-    def _dispatch_to(self, worker: WorkerState, now_ns: int) -> bool:
-        """Close one batch for `worker` if its state and some model's line allow it."""
-        start_ns = max(now_ns, worker.free_at_ns) if worker.batches else now_ns
-        early = bool(worker.batches) and now_ns < placement.staging_from_ns(worker)
-        best: tuple[int, Line, Seal] | None = None
-        for line in self.lines:
-            profile = worker.profiles.get(line.index)
-            if profile is None or not len(line.ready):
-                continue
-            if not early:
-                while (late := batcher.late_head(line, profile, start_ns)) is not None:
-                    self._finish(late, _late())
-            decision = batcher.decide(line, profile, start_ns, now_ns)
-            if decision is None:
-                continue
-            if isinstance(decision, int):
-                self._wake(decision)
-            elif early and (decision is not Seal.FULL or batcher.late_head(line, profile, start_ns) is not None):
-                # Not yet: a better batch may come, and the late head may still find another worker.
-                self._wake(placement.staging_from_ns(worker))
-            else:
-                head = line.ready.peek()
-                assert head is not None
-                if best is None or head.key < best[0]:
-                    best = head.key, line, decision
-        if best is None:
-            return False
-        _, line, seal = best
-        self._start(worker, line, seal, start_ns, now_ns)
-        return True
-
-    def _start(self, worker: WorkerState, line: Line, seal: Seal, start_ns: int, now_ns: int) -> None:
-        profile = worker.profiles[line.index]
-        tickets, size, latest_ns = batcher.take(line, profile, start_ns)
-        self._number += 1
-        batch = Batch(self._number, line, tickets, size, seal, latest_ns)
-        batch.expected_ns = profile.times_ns[size]
-        if not worker.batches:
-            batch.started_ns = now_ns
-        worker.batches.append(batch)
-        worker.free_at_ns = start_ns + batch.expected_ns
-        line.held_count -= len(tickets)
-        for ticket in tickets:
-            ticket.run_ns = now_ns
-            ticket.runs += 1
-            ticket.batch_size = len(tickets)
-            line.arena.move(ticket.slot, SlotState.RUNNING)
-        self._effects.append(RunBatch(worker.index, batch))
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -456,20 +361,20 @@ class Scheduler:
         `returned`: that child has just answered, or is dead and reaped.
         """
         stage, line = ticket.stage, ticket.line
-        ticket.stage = Stage.ENDED
+        ticket.stage = _ENDED
         self._deadlines.discard()
         self.live_count -= 1
-        if stage is not Stage.RUNNING:
+        if stage is not _RUNNING:
             line.held_count -= 1
-        if stage is Stage.WAITING:
+        if stage is _WAITING:
             self.feeder.queue_of(ticket).discard()
             ticket.let_go_of_body()
             return
-        if stage is Stage.QUEUED:
+        if stage is _QUEUED:
             line.ready.discard()
             line.after_seal()
-        elif not returned and not (stage is Stage.FILLING and ticket.encoding == TENSOR):
-            line.arena.move(ticket.slot, SlotState.ZOMBIE)
+        elif not returned and not (stage is _FILLING and ticket.encoding is TENSOR):
+            line.arena.move(ticket.slot, _SLOT_ZOMBIE)
             return
         ticket.let_go_of_body()
         _free_slot(ticket)
@@ -478,14 +383,8 @@ class Scheduler:
 def _free_slot(ticket: Ticket) -> None:
     """Nobody holds the ticket's bytes any more. A lost decoder's slots are free already."""
     if ticket.slot >= 0:
-        ticket.line.arena.move(ticket.slot, SlotState.FREE)
+        ticket.line.arena.move(ticket.slot, _SLOT_FREE)
         ticket.slot = -1
-
-
-def _due_ns(worker: WorkerState) -> int:
-    """When the batch that it runs must have been answered."""
-    batch = worker.batches[0]
-    return batch.started_ns + max(HANG_NS_MIN, HANG_FACTOR * batch.expected_ns)
 
 
 def _late() -> errors.DeadlineExceeded:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.errors import Refusal
     from gateway.scheduling.line import Line
     from shm.arena import BodyArena, Region
+    from shm.wire import Encoding
 
 
 class Priority(enum.IntEnum):
@@ -100,7 +101,7 @@ class Ticket:
         body: Body,
         offset: int,
         size: int,
-        encoding: int,
+        encoding: Encoding | None,
         priority: int,
         deadline_ns: int,
         top_k: int,
@@ -141,7 +142,7 @@ class Ticket:
             self.body = None
 
 
-TENSOR = -1
+TENSOR = None
 """`Ticket.encoding` of a row that is already pixels: it is copied, not decoded."""
 
 

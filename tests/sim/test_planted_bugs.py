@@ -8,11 +8,12 @@ import pytest
 
 from gateway.scheduling import batcher, placement, scheduler
 from gateway.scheduling.batcher import decide, take
-from gateway.scheduling.feeder import Feeder
+from gateway.scheduling.feeder import DecoderState, Feeder
 from gateway.scheduling.placement import WorkerState
 from gateway.scheduling.restarts import FAILING_COUNT, Restarts
 from gateway.scheduling.scheduler import Scheduler, _free_slot
 from gateway.scheduling.ticket import TENSOR, Stage, Ticket
+from gateway.scheduling.watch import Watch
 from shm.arena import SlotArena, SlotState
 from tests.support.world import World
 
@@ -87,7 +88,11 @@ def batch_of_a_lost_worker_forgotten(patch):
 
 @bug("timer is set")
 def deadline_missing_from_the_timer(patch):
-    patch.setattr(Scheduler, "wake_at_ns", lambda self: self._wake_ns)
+    def wake_at_ns(self):
+        times = (self._dispatcher.wake_ns, self._watch.wake_at_ns())
+        return min((time for time in times if time is not None), default=None)
+
+    patch.setattr(Scheduler, "wake_at_ns", wake_at_ns)
 
 
 @bug("decoded from freed memory")
@@ -118,7 +123,7 @@ def batch_of_a_lost_worker_requeued_twice(patch):
 
 @bug("")
 def hung_workers_not_watched(patch):
-    patch.setattr(scheduler, "HANG_FACTOR", 10**9)
+    patch.setattr(placement, "HANG_FACTOR", 10**9)
 
 
 @bug("")
@@ -240,7 +245,7 @@ def failing_for_ever(patch):
 
 @bug("was to be killed")
 def a_condemned_child_is_believed(patch):
-    for state in (WorkerState, scheduler.DecoderState):
+    for state in (WorkerState, DecoderState):
         patch.setattr(state, "condemned", property(lambda _: False, lambda *_: None))
 
 
@@ -248,11 +253,10 @@ def a_condemned_child_is_believed(patch):
 def slot_of_a_late_head_not_fed(patch):
     def advance(self, now_ns):
         now_ns = self._at(now_ns)
-        self._wake_ns = None
         self._expire(now_ns)
-        self._watch(now_ns)
-        self._effects.extend(self.feeder.feed(self.lines, now_ns))
-        self._dispatch(now_ns)
+        self._effects += self._watch.look(now_ns)
+        self._effects += self.feeder.feed(self.lines, now_ns)
+        self._effects += self._dispatcher.dispatch(now_ns)
         effects, self._effects = self._effects, []
         return effects
 
@@ -261,7 +265,18 @@ def slot_of_a_late_head_not_fed(patch):
 
 @bug("nobody watches")
 def hangs_are_noticed_by_chance(patch):
-    patch.setattr(Scheduler, "_wake_for_hangs", lambda _: None)
+    wakes = Watch.wake_at_ns
+
+    def without_hangs(self):
+        owing = [child for _, child in self._children() if child.ready]
+        for child in owing:
+            child.ready, child.started_ns = False, 0
+        wake_ns = wakes(self)
+        for child in owing:
+            child.ready = True
+        return wake_ns
+
+    patch.setattr(Watch, "wake_at_ns", without_hangs)
 
 
 @bug("the timer is set for now or earlier")

@@ -73,7 +73,6 @@ class FakeChild:
         self.alive = True
         self.announced = self.muted = self.condemned = self.hung = self.busy = False
         self.factor = 1.0
-        world.core.child_started(self.role, self.index, world.now)
         start_ns = world.uniform(MS, 40 * MS)
         if "start_hang" in world.faults and world.chance(0.4):
             self.hung = True
@@ -281,7 +280,6 @@ class FakeWorker(FakeChild):
         for record in records:
             world.ready[record.line].pop(record.number)
             record.place = "running"
-            record.runs += 1
             world.holders[record.line, record.ticket.slot] = self
         mine = FakeBatch(batch, records)
         if not self.batches:
@@ -308,6 +306,8 @@ class FakeWorker(FakeChild):
         for record, key in batch.items:
             found = world.pixels.get(key)
             require(found == record.number, f"{record} is run on the pixels of {found}")
+            record.runs += 1
+            require(record.runs <= 2, f"{record} runs a third time")
         if any(record.poison == "worker" for record, _ in batch.items):
             self.die()
             return
@@ -346,7 +346,9 @@ class FakeWorker(FakeChild):
         for (record, key), status in zip(batch.items, statuses, strict=True):
             world.holders.pop(key)
             record.status = status
-            if not record.gone:
+            if status is ItemStatus.LATE:
+                world.becomes_ready(record)
+            elif not record.gone:
                 record.place = "done" if status is ItemStatus.OK else "failed"
         done = world.core.batch_done(self.index, number, statuses, world.now)
         require(done is not None and done.number == number, "a right reply is not believed")
@@ -354,8 +356,8 @@ class FakeWorker(FakeChild):
     def bury(self) -> None:
         world = self.world
         batches, self.batches, self._inbox = self.batches, [], []
-        for batch in batches:
+        for place, batch in enumerate(batches):
             for record, _ in batch.items:
-                record.worker_deaths += 1
+                record.worker_deaths += 1 if place == 0 or self.condemned else 0
                 world.becomes_ready(record)
         world.core.worker_lost(self.index, world.now)

@@ -199,7 +199,8 @@ class Connection:
 
     def __del__(self) -> None:
         # A test that fails half-way says why, and not which of its sockets were open.
-        self.socket.close()
+        if hasattr(self, "socket"):
+            self.socket.close()
 
     def send(self, content: bytes) -> None:
         self.socket.sendall(content)
@@ -362,6 +363,18 @@ class Gateway:
 
     def wait_ready(self) -> None:
         wait_until(lambda: self.ask("GET", "/readyz").status == 200, "the gateway is ready")
+
+    def wait_drained(self) -> None:
+        """Until it refuses what is new: nobody can connect any more."""
+
+        def refused() -> bool:
+            try:
+                self.connect().socket.close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        wait_until(refused, "it drains")
 
     def children(self, role: str) -> list[int]:
         """Pids of living children: role is "decoder" or "worker"."""
