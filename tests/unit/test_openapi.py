@@ -97,7 +97,8 @@ def test_real_answers_fit(document, outcome):
     check(document, "Answer", {**envelope, "predictions": [found, found]})
     if isinstance(outcome, errors.Refusal):
         refused(document, "Answer", {**envelope, **found})
-        response = responses.problem(outcome, "x", extra={"predictions": [found]})
+        outcome.extra = {"predictions": [found]}
+        response = responses.problem(outcome, "x")
         check(document, "Problem", json.loads(response.body))
     else:
         check(document, "Answer", {**envelope, **found})

@@ -7,7 +7,8 @@ raises `gateway.errors.Refusal` and nothing else. There is no state.
 ==========================================  ============  =========================================================
 media type                                  reader        body
 ==========================================  ============  =========================================================
-image/…, application/octet-stream, none     raw           the bytes of one image
+image/…, application/octet-stream, none,    raw           the bytes of one image
+  curl's default of x-www-form-urlencoded
 application/json                            json_body     {"image": base64} or {"images": [base64, ...]}
 application/msgpack, x-msgpack, vnd.msgpack msgpack_body  {"image": bin}, {"images": [bin, ...]} or {"tensor": {...}}
 multipart/form-data                         multipart     one part per image, any names
@@ -67,6 +68,10 @@ MEDIA_TYPES = (
 """What is read, as clients name it."""
 
 
+_RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+"""Besides image/*. The last is what plain `curl --data-binary @photo.jpg` says; there are no such forms here."""
+
+
 def choose(content_type: str) -> Reader:
     """The reader for a Content-Type header ("" when there is none); the body is not needed yet.
 
@@ -75,7 +80,7 @@ def choose(content_type: str) -> Reader:
         BadRequest: multipart without a boundary to go by.
     """
     media_type = content_type.partition(";")[0].strip().lower()
-    if media_type.startswith("image/") or media_type in ("", "application/octet-stream"):
+    if media_type.startswith("image/") or media_type in _RAW_TYPES:
         return _read_one
     if media_type == "application/json":
         return read_json
@@ -84,10 +89,7 @@ def choose(content_type: str) -> Reader:
     if media_type == "multipart/form-data":
         boundary = boundary_of(content_type)
         return lambda body, images_max: read_parts(body, boundary, images_max)
-    hint = ""
-    if media_type == "application/x-www-form-urlencoded":
-        hint = " With curl --data-binary, add -H 'Content-Type: application/octet-stream'."
-    raise UnsupportedMediaType(f"Bodies of this type are not read. Send one of {', '.join(MEDIA_TYPES)}.{hint}")
+    raise UnsupportedMediaType(f"Bodies of this type are not read. Send one of {', '.join(MEDIA_TYPES)}.")
 
 
 def _read_one(body: memoryview, images_max: int) -> Query:

@@ -45,9 +45,9 @@ def test_other_types_are_refused_with_the_list(content_type):
         assert media_type in caught.value.detail
 
 
-def test_curls_default_type_gets_the_line_that_helps():
-    with pytest.raises(UnsupportedMediaType, match="octet-stream'"):
-        payloads.choose("application/x-www-form-urlencoded")
+def test_curls_default_type_is_an_image_as_it_is():
+    query = payloads.choose("application/x-www-form-urlencoded")(memoryview(b"\xff\xd8"), 1)
+    assert query.parts == [payloads.Part(0, 2, Encoding.BINARY)]
 
 
 def test_a_bad_boundary_is_refused_before_the_body():
