@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from gateway import __version__, client, config, screens, server
 from gateway.errors import InvalidModel, InvalidSettings
@@ -30,7 +31,7 @@ Url = Annotated[str, typer.Option(help="Where the server is.")]
 
 def _fail(message: object) -> NoReturn:
     """One line that says what is wrong, and exit status 2."""
-    _err.print(f"[bold red]penstock:[/] {message}", soft_wrap=True)
+    _err.print(f"[bold red]penstock:[/] {escape(str(message))}", soft_wrap=True)
     raise typer.Exit(EXIT_WRONG_INPUT)
 
 

@@ -12,10 +12,12 @@ import msgpack
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 TIMEOUT_S = 70.0
 """Longer than any deadline that a model allows by default."""
+
+_STRANGER = "{} is not a Penstock server; is the address right?"
 
 
 class ServerSaysNo(Exception):
@@ -31,27 +33,19 @@ def predict(url: str, model: str, images: Sequence[bytes], top_k: int | None) ->
     if top_k is not None:
         body["top_k"] = top_k
     path = "/predictions/" + "/".join(urllib.parse.quote(part, safe="") for part in model.split("/"))
-    request = urllib.request.Request(  # noqa: S310 - the user names the server, and it is checked in _call
-        url.rstrip("/") + path,
-        data=msgpack.packb(body),
-        headers={"Content-Type": "application/msgpack", "Accept": "application/msgpack"},
-    )
+    headers = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
     try:
-        document = msgpack.unpackb(_call(request))
+        document = _call(url, path, msgpack.unpackb, data=msgpack.packb(body), headers=headers)
     except _Refused as refused:
-        if "predictions" in refused.problem:
-            predictions: list[dict[str, Any]] = refused.problem["predictions"]
-            return predictions
-        raise
-    answers: list[dict[str, Any]] = document["predictions"]
-    return answers
+        if "predictions" not in refused.problem:
+            raise
+        document = refused.problem
+    return _list(document, "predictions")
 
 
 def models(url: str) -> list[dict[str, Any]]:
     """`GET /models`. Raises ServerSaysNo."""
-    request = urllib.request.Request(url.rstrip("/") + "/models")  # noqa: S310 - as above
-    listed: list[dict[str, Any]] = orjson.loads(_call(request))["models"]
-    return listed
+    return _list(_call(url, "/models", orjson.loads), "models")
 
 
 class _Refused(ServerSaysNo):
@@ -60,19 +54,36 @@ class _Refused(ServerSaysNo):
         self.problem = problem
 
 
-def _call(request: urllib.request.Request) -> bytes:
-    if not request.full_url.startswith(("http://", "https://")):
-        raise ServerSaysNo(f"{request.full_url} is not an http:// or https:// address")
+def _call(url: str, path: str, read: Callable[[bytes], Any], **request: Any) -> Any:
+    """Send one request and read its answer. Raises ServerSaysNo."""
+    if not url.startswith(("http://", "https://")):
+        raise ServerSaysNo(f"{url} is not an http:// or https:// address")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 - checked above
+        asked = urllib.request.Request(url.rstrip("/") + path, **request)  # noqa: S310 - checked above
+        with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as response:  # noqa: S310 - checked above
             body: bytes = response.read()
-            return body
     except urllib.error.HTTPError as error:
         try:
             problem = orjson.loads(error.read())
-        except (orjson.JSONDecodeError, OSError):
+        except (ValueError, OSError):
+            problem = None
+        if not isinstance(problem, dict):
             problem = {"code": f"status {error.code}", "detail": "this is not a Penstock server's answer"}
         raise _Refused(problem) from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise ServerSaysNo(f"no answer from {request.host}: {reason}; is `penstock serve` running there?") from None
+        raise ServerSaysNo(f"no answer from {url}: {reason}; is `penstock serve` running there?") from None
+    except ValueError as error:
+        raise ServerSaysNo(f"{url} is not an address: {error}") from None
+    try:
+        return read(body)
+    except ValueError:
+        raise ServerSaysNo(_STRANGER.format(url)) from None
+
+
+def _list(document: Any, key: str) -> list[dict[str, Any]]:
+    """The list under `key` of an answer. Raises ServerSaysNo when there is none."""
+    found = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(found, list):
+        raise ServerSaysNo(_STRANGER.format("what answers there"))
+    return found

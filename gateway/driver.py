@@ -196,6 +196,7 @@ class Driver:
         for handle in (self._timer, self._heartbeat):
             if handle is not None:
                 handle.cancel()
+        self.supervisor.stopping = True
         for child in list(self.supervisor.children.values()):
             child.kill()
         while self.supervisor.children:  # noqa: ASYNC110 - once in a life
@@ -409,8 +410,7 @@ class Driver:
         try:
             message = wire.read_from_decoder(frame)
         except wire.WireError:
-            self.core.broken(Role.DECODER, child.index, "sent a frame that no decoder sends")
-            return self._ask_pump()
+            return self._break(child, "sent a frame that no decoder sends")
         if isinstance(message, wire.DecoderReady):
             _log.info("decoder_ready", index=child.index, pid=child.pid, sandbox=message.sandbox)
             self.core.decoder_ready(child.index, now_ns)
@@ -420,8 +420,14 @@ class Driver:
             if item.status is not ItemStatus.OK:
                 refusal = _REFUSALS.get(item.status, errors.UndecodableImage)(item.detail)
             if not self.core.decoded(child.index, item.ticket, refusal, item.decode_ns, now_ns):
-                self.core.broken(Role.DECODER, child.index, "answered an image that it was not given")
+                return self._break(child, "answered an image that it was not given")
         return self._ask_pump()
+
+    def _break(self, child: Child, reason: str) -> None:
+        """A child broke the protocol: it is killed, and nothing that it sent behind this is read any more."""
+        child.link.close()
+        self.core.broken(child.role, child.index, reason)
+        self._ask_pump()
 
     def _worker_frame(self, child: Child, frame: memoryview) -> None:
         try:
@@ -434,8 +440,8 @@ class Driver:
                 self._model_news(child, message)
         except (wire.WireError, ValueError, LookupError) as error:
             # Whatever a worker says that does not fit what it was given: it is broken, and never believed again.
-            self.core.broken(Role.WORKER, child.index, str(error))
-        self._ask_pump()
+            return self._break(child, str(error))
+        return self._ask_pump()
 
     def _batch_done(self, child: Child, ran: wire.Ran) -> None:
         if self.core.batch_done(child.index, ran.batch, ran.statuses, time.monotonic_ns()) is None:
@@ -444,11 +450,15 @@ class Driver:
             _log.error("batch_failed", worker=child.index, batch=ran.batch, detail=ran.detail)
 
     def _model_news(self, child: Child, message: wire.Loading | wire.Loaded | wire.LoadFailed) -> None:
+        if not 0 <= message.model < len(self.models):
+            raise ValueError("named a model that it was not given")
         state, model = self.states[message.model], self.models[message.model]
         index = child.index
         if isinstance(message, wire.Loading):
             state.loading[index] = f"{message.stage} {message.share:.0%}"
         elif isinstance(message, wire.Loaded):
+            if [point.size for point in message.profile] != list(model.contract.batching.sizes):
+                raise ValueError("measured other batch sizes than it was given")
             self.memory.models[message.model].map_outputs(message.fields)
             state.loading.pop(index, None)
             state.failures.pop(index, None)

@@ -76,7 +76,7 @@ class Link:
 
     def drain(self) -> None:
         """Read every frame that is already there: a child's last words, before it is buried."""
-        while not self._eof and self._read_one():
+        while self._socket.fileno() >= 0 and not self._eof and self._read_one():
             pass
 
     def close(self) -> None:

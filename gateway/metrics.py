@@ -44,6 +44,7 @@ class Row(NamedTuple):
 TABLE = (
     Row("penstock_requests", "counter", ("model", "code"), "Requests for predictions, by 'ok' or an error's code"),
     Row("penstock_images", "counter", ("model", "code"), "Images in them, by outcome"),
+    Row("penstock_refusals", "counter", ("code",), "Answers that were errors, of any path, by their code"),
     Row("penstock_client_closed", "counter", ("model",), "Requests whose client left before the answer"),
     Row("penstock_stage_seconds", "histogram", ("model", "stage"), "Time of an image in one stage", _SECONDS),
     Row("penstock_request_seconds", "histogram", ("model",), "Time from the headers to the answer", _SECONDS),
@@ -163,6 +164,7 @@ class Metrics(Collector):
     def __init__(self, model_names: Iterable[str]) -> None:
         self.models = [ModelMetrics(name) for name in model_names]
         self.probes: list[Callable[[], Iterable[Sample]]] = []
+        self.refusals: dict[str, int] = {}
         self.loop_lag_s = 0.0
         self.loop_lag_max_s = 0.0
         self._registry = CollectorRegistry()
@@ -208,6 +210,8 @@ class Metrics(Collector):
             for seal, count in model.batches.items():
                 yield "penstock_batches", (model.name, seal), count
             yield "penstock_client_closed", (model.name,), model.client_closed
+        for code, count in self.refusals.items():
+            yield "penstock_refusals", (code,), count
         yield "penstock_loop_lag_seconds", (), self.loop_lag_s
         yield "penstock_loop_lag_max_seconds", (), self.loop_lag_max_s
         self.loop_lag_max_s = 0.0

@@ -119,6 +119,8 @@ class Supervisor:
         self._loop = loop
         self._incarnations: dict[tuple[Role, int], int] = {}
         self.children: dict[tuple[Role, int], Child] = {}
+        self.stopping = False
+        """Whether children are meant to die now."""
 
     def spawn(
         self,
@@ -161,8 +163,9 @@ class Supervisor:
 
         def buried(dead: Child, obituary: Obituary) -> None:
             del self.children[key]
-            _log.warning(
-                "child_died",
+            report = _log.info if self.stopping else _log.warning
+            report(
+                "child_ended" if self.stopping else "child_died",
                 role=role.value,
                 index=index,
                 pid=dead.pid,

@@ -155,16 +155,21 @@ class Front:
         try:
             response = await self._route(request, request_id)
         except errors.Refusal as refusal:
-            response = responses.problem(refusal, request_id)
+            response = self._refuse(refusal, request_id)
         except Exception:  # noqa: BLE001 - the edge: whatever nobody foresaw is logged and answered with 500
             _log.exception("request_failed", request_id=request_id)
-            response = responses.problem(
+            response = self._refuse(
                 errors.Refusal("something went wrong here; the log has it under this request id"), request_id
             )
         if self._driver.core.draining:
             # The client is not to send its next request here: the connection ends with the drain.
             response.force_close()
         return response
+
+    def _refuse(self, refusal: errors.Refusal, request_id: str) -> Reply:
+        counts = self._driver.metrics.refusals
+        counts[refusal.code] = counts.get(refusal.code, 0) + 1
+        return responses.problem(refusal, request_id)
 
     def _request_id(self, request: web.BaseRequest) -> str:
         """The client's own id when it is sane, else a new one."""

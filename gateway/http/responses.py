@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import functools
 import time
@@ -43,6 +44,9 @@ STATUS: dict[type[Refusal], int] = {
     errors.VersionNotSupported: 505,
 }
 """Refusal → status; a subclass that is not listed answers as its nearest listed parent."""
+
+TAKE_TIMEOUT_S = 10.0
+"""How long a client may leave its answer unread before its connection is cut."""
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
@@ -88,10 +92,22 @@ class Reply(web.StreamResponse):
             raise ConnectionResetError("the client is gone")
         head = f"{self._head}{connection}Date: {_date()}\r\n\r\n".encode("ascii")
         transport.write(head if request.method == "HEAD" else head + self.body)
+        if transport.get_write_buffer_size():
+            await _wait_taken(request, transport)
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to write; the transport's buffer is the client's to empty, under the write deadline."""
+        """Nothing is left to write."""
         assert not data
+
+
+async def _wait_taken(request: web.BaseRequest, transport: asyncio.Transport) -> None:
+    """Until the client took enough of its answer for the next one. Raises ConnectionResetError when it does not."""
+    try:
+        async with asyncio.timeout(TAKE_TIMEOUT_S):
+            await request.writer.drain()
+    except TimeoutError:
+        transport.abort()
+        raise ConnectionResetError("the client does not read its answer") from None
 
 
 _SERVER = "Server: penstock\r\n"
