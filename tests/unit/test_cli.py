@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
 import tomllib
 
 import pytest
 from typer.testing import CliRunner
 
-from gateway import client, config
+from gateway import config
 from gateway.cli import app
 from tests.support.gateways import FAIL, digest, gateway, pixels, png, write_model
 from tests.support.graphs import means
@@ -190,9 +192,10 @@ def test_predict_tells_the_servers_refusal(run, running, tmp_path, model, says):
     assert "Traceback" not in flat(found)
 
 
-def test_predict_of_a_file_that_is_not_there_is_2(run):
-    found = run("predict", "m", "nowhere.png")
-    assert (found.exit_code, "nowhere.png: No such file" in flat(found)) == (2, True)
+@pytest.mark.parametrize("name", ["nowhere.png", "[/red].png"])
+def test_predict_of_a_file_that_is_not_there_is_2(run, name):
+    found = run("predict", "m", name)
+    assert (found.exit_code, f"{name}: No such file" in flat(found)) == (2, True)
 
 
 @pytest.mark.slow
@@ -213,9 +216,39 @@ def test_a_server_that_is_none_is_2_with_what_to_do(run, url):
     assert "Traceback" not in flat(found)
 
 
-def test_another_kind_of_server_is_said_to_be_one(run, monkeypatch):
-    monkeypatch.setattr(client, "_call", lambda request: b"<html>")
-    found = run("models")
+@pytest.fixture
+def stranger():
+    """A server of another kind: it answers everything with `pages`' only item, and 404 where that is None."""
+    pages: list[bytes | None] = [None]
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(404 if pages[0] is None else 200)
+            self.end_headers()
+            self.wfile.write(pages[0] or b"<html>")
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", pages
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("page", [None, b"<html>", b"[]", b"{}", b'{"models": 1}', b"\xc1"])
+@pytest.mark.parametrize("command", ["models", "predict"])
+def test_another_kind_of_server_is_said_to_be_one(run, stranger, tmp_path, command, page):
+    url, pages = stranger
+    pages[0] = page
+    (tmp_path / "good.png").write_bytes(png(1))
+    found = run(command, *(("m", "good.png") if command == "predict" else ()), "--url", url)
     assert found.exit_code == 2
     assert "not a Penstock server" in flat(found)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import gc
 import mmap
 import os
@@ -54,17 +54,13 @@ def test_an_output_slot_holds_what_a_worker_may_write():
     assert output_size(RAW) == 1000
 
 
-def assert_writable(grant: Grant, writable: bool) -> None:  # noqa: FBT001 - the fact that is asserted
+def assert_writable(grant: Grant, *, writable: bool) -> None:
     """What the list says is what the fd allows, whatever the child tries."""
     assert grant.writable is writable
     assert os.fstat(grant.fd).st_size == grant.size
-    try:
+    refused = contextlib.nullcontext() if writable else pytest.raises(PermissionError)
+    with refused:
         mmap.mmap(grant.fd, grant.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE).close()
-    except OSError as error:
-        assert error.errno in (errno.EACCES, errno.EPERM)
-        assert not writable
-    else:
-        assert writable
     mmap.mmap(grant.fd, grant.size, mmap.MAP_SHARED, mmap.PROT_READ).close()
 
 
@@ -142,7 +138,7 @@ def test_what_a_worker_writes_by_its_fields_is_what_the_gateway_reads(memory, re
     ],
 )
 def test_fields_that_do_not_fit_are_a_broken_workers(memory, field):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"slot|dtype|negative"):
         memory.models[1].map_outputs([field])
     assert memory.models[1].outputs == {}
 
@@ -152,10 +148,14 @@ def test_pixels_are_rows_of_the_contracts_shape(memory):
     assert memory.models[0].pixels.dtype == np.uint8
 
 
+def fd_count() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def test_closing_gives_every_fd_back():
     gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
+    before = fd_count()
     made = Memory([model(CLASSES), model(RAW, "raw")], [4, 2], bodies_size=1 << 20)
-    assert len(os.listdir("/proc/self/fd")) > before
+    assert fd_count() > before
     made.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert fd_count() == before
