@@ -59,7 +59,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for any.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="Settings as TOML.")] = None,
     device: Annotated[list[str] | None, typer.Option(help="cpu or cuda:N; again for more workers.")] = None,
-    decoders: Annotated[int | None, typer.Option(help="Decoder processes; 0: half of the cores.")] = None,
+    decoders: Annotated[int | None, typer.Option(help="Decoder processes; 0: half of the cores, at least 2.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and exit.")] = False,
 ) -> None:

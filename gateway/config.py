@@ -72,7 +72,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _text("s", "Time a child has to be ready, with every model warm, else it is killed.", gt=0, le=3600),
     ] = 120.0
 
-    decoders: Annotated[int, _text("processes", "Decoder processes; 0: half of the cores.", ge=0, le=256)] = 0
+    decoders: Annotated[
+        int, _text("processes", "Decoder processes; 0: half of the cores, at least 2.", ge=0, le=256)
+    ] = 0
     decoder_nice: Annotated[
         int, _text("", "Added niceness of decoders, so that they yield to the gateway and the workers.", ge=0, le=19)
     ] = 5
@@ -119,7 +121,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def decoder_count(self) -> int:
         """Decoder processes to start on this machine."""
-        return self.decoders or max(1, cores() // 2)
+        return self.decoders or max(2, cores() // 2)
 
     def worker_thread_count(self) -> int:
         """Threads for a CPU worker's engine on this machine."""

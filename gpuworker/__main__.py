@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> Exit:
         log.event("no_heritage", level="error", detail=f"a worker is started by the gateway: {error}")
         return Exit.NO_HERITAGE
     heritage.die_with_parent()
+    heritage.yield_to_parent()
     # Ctrl-C and service managers signal the whole group; when to stop is the gateway's word, which drains first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

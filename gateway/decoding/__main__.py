@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
         return _fail(EXIT_USAGE, "started by the gateway, with the descriptor of its heritage; not by hand")
     heritage = Heritage.inherit(int(arguments[0]))
     heritage.die_with_parent()
+    heritage.yield_to_parent()
     if heritage.bodies is None or heritage.limits is None:
         return _fail(EXIT_USAGE, "the heritage of a decoder has bodies and limits")
     # Ctrl-C reaches the whole group; when a decoder ends is the gateway's decision.

@@ -1,7 +1,9 @@
 """Which image goes to which decoder, when. A free slot is the admission to decoding.
 
 A decoder works through what it holds in order, and nothing can be taken back, so it is given little: images worth
-DEPTH_NS of decoding, but always at least one. Estimates come from the encoded size, corrected by what was measured.
+DEPTH_NS of decoding, but always at least one; and the next ones only when less than REFILL_NS is left, so that busy
+decoders get few full frames rather than many small ones, each of which wakes three processes. Estimates come from the
+encoded size, corrected by what was measured.
 One decoder is kept free of large photos while small ones are about, so that a 12-megapixel upload does not stand in
 front of a thumbnail.
 """
@@ -26,8 +28,11 @@ _SLOT_FILLING = SlotState.FILLING
 _SLOT_FREE = SlotState.FREE
 _SLOT_ZOMBIE = SlotState.ZOMBIE
 
-DEPTH_NS = 2_000_000
+DEPTH_NS = 4_000_000
 """Estimated decoding work that one decoder may hold."""
+
+REFILL_NS = 1_500_000
+"""A decoder that holds this much estimated work gets nothing more yet; it is far longer than a hop takes."""
 
 LARGE_NS = 8_000_000
 """An image estimated above this is large."""
@@ -113,8 +118,11 @@ class Feeder:
         effects: list[Effect] = []
         frames: dict[int, list[Ticket]] = {}
         waiting = [line for line in lines if line.small or line.large]
+        if not waiting:
+            return effects
+        hungry = [decoder for decoder in self.decoders if decoder.ready and decoder.cost_ns < REFILL_NS]
         while waiting:
-            decoder = self._least_loaded()
+            decoder = _least_loaded(hungry)
             ticket = self._next(waiting, decoder, now_ns)
             if ticket is None:
                 break
@@ -152,14 +160,6 @@ class Feeder:
                 if ticket.encoding is not TENSOR and (decoder is None or (queue is line.large and not large_allowed)):
                     continue
                 best = ticket
-        return best
-
-    def _least_loaded(self) -> DecoderState | None:
-        """The ready decoder with the least work, if it has room."""
-        best: DecoderState | None = None
-        for decoder in self.decoders:
-            if decoder.ready and decoder.cost_ns < DEPTH_NS and (best is None or decoder.cost_ns < best.cost_ns):
-                best = decoder
         return best
 
     def _large_allowed(self, chosen: DecoderState, now_ns: int) -> bool:
@@ -211,3 +211,12 @@ class Feeder:
             ticket.line.arena.move(ticket.slot, _SLOT_FREE)
             ticket.slot = -1
         return held
+
+
+def _least_loaded(decoders: Iterable[DecoderState]) -> DecoderState | None:
+    """The decoder with the least work, if it has room."""
+    best: DecoderState | None = None
+    for decoder in decoders:
+        if decoder.cost_ns < DEPTH_NS and (best is None or decoder.cost_ns < best.cost_ns):
+            best = decoder
+    return best

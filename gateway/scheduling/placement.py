@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 STAGE_LEAD_NS = 500_000
 """A second batch goes to a worker when its first is expected to end within this: it hides the hop, and binds late."""
 
+STAGE_WORTH_NS = 1_000_000
+"""Behind a batch shorter than this nothing is staged unless it is full: the hop is cheaper than the wake-ups."""
+
 HANG_NS_MIN = 1_000_000_000
 HANG_FACTOR = 5
 """A worker that has not answered a batch after max(HANG_NS_MIN, HANG_FACTOR * l(b)) is hung."""
@@ -76,4 +79,6 @@ def takers(workers: Iterable[WorkerState]) -> list[WorkerState]:
 
 def staging_from_ns(worker: WorkerState) -> int:
     """From when on a busy worker may be given its second batch even though that is not full."""
+    if worker.batches[0].expected_ns < STAGE_WORTH_NS:
+        return worker.free_at_ns + STAGE_WORTH_NS  # by then it has answered, or was measured wrongly
     return worker.free_at_ns - STAGE_LEAD_NS

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.errors import UndecodableImage
-from gateway.scheduling.feeder import BASE_COST_NS, DEPTH_NS, LARGE_NS, SMALL_MEMORY_NS, Feeder
+from gateway.scheduling.feeder import BASE_COST_NS, DEPTH_NS, LARGE_NS, REFILL_NS, SMALL_MEMORY_NS, Feeder
 from gateway.scheduling.ticket import TENSOR
 from tests.support.core import MS, NOW, Core, S, line
 
@@ -19,12 +19,12 @@ def test_an_image_costs_a_base_and_its_bytes():
     assert Feeder(1, frame_count_max=8, hang_ns=1).estimate_ns(10_000) == BASE_COST_NS + 80_000
 
 
-def test_a_decoder_is_given_two_milliseconds_of_work():
-    core = Core()
-    core.submit(count=8, size=60_000)  # 0.54 ms each
+def test_a_decoder_is_given_four_milliseconds_of_work():
+    core = Core(line(slot_count=16))
+    core.submit(count=9, size=60_000)  # 0.54 ms each
 
-    assert core.do(NOW) == ["send 0: 1 2 3 4"]
-    assert core.s.feeder.decoders[0].cost_ns == 4 * 540_000 > DEPTH_NS
+    assert core.do(NOW) == ["send 0: 1 2 3 4 5 6 7 8"]
+    assert core.s.feeder.decoders[0].cost_ns == 8 * 540_000 > DEPTH_NS
 
 
 def test_it_is_given_at_least_one_image_however_large():
@@ -34,14 +34,19 @@ def test_it_is_given_at_least_one_image_however_large():
     assert core.do(NOW) == ["send 0: 1"]
 
 
-def test_the_next_comes_when_one_is_answered():
-    core = Core()
-    core.submit(count=5, size=60_000)
+def test_the_next_ones_come_together_when_little_is_left():
+    core = Core(line(slot_count=16))
+    core.submit(count=12, size=60_000)
     core.do(NOW)
+    core.s.workers[0].ready = False
+    for number in range(1, 6):
+        core.decoded(number, at=NOW + 1 * MS)
+        assert core.do(NOW + 1 * MS) == []
 
-    core.decoded(1, at=NOW + 1 * MS)
+    core.decoded(6, at=NOW + 2 * MS)
 
-    assert core.do(NOW + 1 * MS) == ["run 0: 1 at 1, idle", "send 0: 5"]
+    assert core.s.feeder.decoders[0].cost_ns == 2 * 540_000 < REFILL_NS
+    assert core.do(NOW + 2 * MS) == ["send 0: 9 10 11 12"]
 
 
 def test_work_is_spread_over_decoders():

@@ -2,13 +2,20 @@ from __future__ import annotations
 
 from gateway.scheduling import placement
 from gateway.scheduling.placement import WorkerState
+from gateway.scheduling.ticket import Batch, Seal
 from tests.support.core import MS, NOW, Core, line
 
 
-def worker(index: int, *, batches: int = 0, free_at_ns: int = 0, ready: bool = True) -> WorkerState:
+def worker(
+    index: int, *, batches: int = 0, free_at_ns: int = 0, ready: bool = True, batch_ns: int | None = None
+) -> WorkerState:
     state = WorkerState(index)
     state.ready = ready
     state.batches = [None] * batches
+    if batch_ns is not None:
+        batch = Batch(1, line(), [], 1, Seal.IDLE, 0)
+        batch.expected_ns = batch_ns
+        state.batches.append(batch)
     state.free_at_ns = free_at_ns
     return state
 
@@ -31,7 +38,13 @@ def test_full_and_absent_workers_take_nothing():
 
 
 def test_staging_begins_half_a_millisecond_before_the_end():
-    assert placement.staging_from_ns(worker(0, free_at_ns=NOW)) == NOW - 500_000
+    running = worker(0, free_at_ns=NOW, batch_ns=5 * MS)
+    assert placement.staging_from_ns(running) == NOW - 500_000
+
+
+def test_behind_a_very_short_batch_nothing_is_staged_unless_full():
+    running = worker(0, free_at_ns=NOW, batch_ns=900_000)
+    assert placement.staging_from_ns(running) == NOW + 1 * MS
 
 
 def test_a_full_batch_is_staged_at_once():
