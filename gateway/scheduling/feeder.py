@@ -4,8 +4,10 @@ A decoder works through what it holds in order, and nothing can be taken back, s
 DEPTH_NS of decoding, but always at least one; and the next ones only when less than REFILL_NS is left, so that busy
 decoders get few full frames rather than many small ones, each of which wakes three processes. Estimates come from the
 encoded size, corrected by what was measured.
-One decoder is kept free of large photos while small ones are about, so that a 12-megapixel upload does not stand in
-front of a thumbnail.
+
+The last decoder is the spare one: thumbnails go to the others until those are full, so that it is idle when a large
+photo or a medium one comes; and large photos never take every decoder while small images are about, so that a
+12-megapixel upload does not stand in front of a thumbnail.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ DEPTH_NS = 4_000_000
 
 REFILL_NS = 1_500_000
 """A decoder that holds this much estimated work gets nothing more yet; it is far longer than a hop takes."""
+
+TINY_NS = 500_000
+"""An image estimated below this is not worth waking another process for."""
 
 LARGE_NS = 8_000_000
 """An image estimated above this is large."""
@@ -121,24 +126,19 @@ class Feeder:
         if not waiting:
             return effects
         hungry = [decoder for decoder in self.decoders if decoder.ready and decoder.cost_ns < REFILL_NS]
-        while waiting:
-            decoder = _least_loaded(hungry)
-            ticket = self._next(waiting, decoder, now_ns)
-            if ticket is None:
-                break
+        while (choice := self._next(waiting, hungry, now_ns)) is not None:
+            ticket, decoder = choice
             self.queue_of(ticket).pop()
             slot = ticket.line.arena.admit_nowait()
             assert slot is not None
             ticket.slot = slot
             ticket.stage = _FILLING
             ticket.sent_ns = now_ns
-            if ticket.encoding is TENSOR:
+            if decoder is None:
                 effects.append(Fill(ticket))
             else:
-                assert decoder is not None
                 self._hold(decoder, ticket, now_ns)
                 frames.setdefault(decoder.index, []).append(ticket)
-            waiting = [line for line in waiting if line.small or line.large]
         for index, tickets in frames.items():
             effects.extend(
                 Send(index, tickets[start : start + self.frame_count_max])
@@ -146,28 +146,46 @@ class Feeder:
             )
         return effects
 
-    def _next(self, waiting: list[Line], decoder: DecoderState | None, now_ns: int) -> Ticket | None:
-        """The first image in order of service that has a slot, and a decoder that may take it."""
-        best: Ticket | None = None
-        large_allowed = decoder is not None and self._large_allowed(decoder, now_ns)
+    def _next(
+        self, waiting: list[Line], hungry: list[DecoderState], now_ns: int
+    ) -> tuple[Ticket, DecoderState | None] | None:
+        """The first image in order of service that has a slot, and a decoder that may take it (a tensor needs none)."""
+        best: tuple[Ticket, DecoderState | None] | None = None
         for line in waiting:
             if not line.arena.free_count:
                 continue
             for queue in (line.small, line.large):
                 ticket = queue.peek()
-                if ticket is None or (best is not None and best.key <= ticket.key):
+                if ticket is None or (best is not None and best[0].key <= ticket.key):
                     continue
-                if ticket.encoding is not TENSOR and (decoder is None or (queue is line.large and not large_allowed)):
+                if ticket.encoding is TENSOR:
+                    best = ticket, None
                     continue
-                best = ticket
+                if queue is line.large:
+                    decoder = self._for_large(hungry, now_ns)
+                elif ticket.cost_ns < TINY_NS:
+                    decoder = self._for_tiny(hungry)
+                else:
+                    decoder = _least_loaded(hungry)
+                if decoder is not None:
+                    best = ticket, decoder
         return best
 
-    def _large_allowed(self, chosen: DecoderState, now_ns: int) -> bool:
-        """Whether `chosen` may take a large image: another one stays free for small images, if there are any."""
-        if now_ns - self._last_small_ns >= SMALL_MEMORY_NS:
-            return True
+    def _for_tiny(self, hungry: list[DecoderState]) -> DecoderState | None:
+        """The least loaded decoder but the spare one, which is used when the others are full, not when just busy."""
+        spare = self.decoders[-1]
+        found = _least_loaded(decoder for decoder in hungry if decoder is not spare)
+        if found is None and not any(d.ready and d.cost_ns < DEPTH_NS for d in self.decoders if d is not spare):
+            return _least_loaded(hungry)
+        return found
+
+    def _for_large(self, hungry: list[DecoderState], now_ns: int) -> DecoderState | None:
+        """The least loaded decoder, the spare one first, if another stays free for small images or there are none."""
+        chosen = _least_loaded(reversed(hungry))
+        if chosen is None or now_ns - self._last_small_ns >= SMALL_MEMORY_NS:
+            return chosen
         others = [decoder for decoder in self.decoders if decoder.ready and decoder is not chosen]
-        return not others or any(decoder.large_count == 0 for decoder in others)
+        return chosen if not others or any(decoder.large_count == 0 for decoder in others) else None
 
     def _hold(self, decoder: DecoderState, ticket: Ticket, now_ns: int) -> None:
         decoder.held[ticket.number] = ticket

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway import errors
+from gateway.scheduling.feeder import DEPTH_NS, TINY_NS
 from shm.arena import SlotState
 from shm.wire import ItemStatus
 
@@ -148,6 +149,10 @@ def busy(world: World) -> None:
             )
         if len(line.small) and line.arena.free_count:
             lazy = [child for child in world.decoders if child.announced and not child.condemned and not child.held]
+            *others, spare = core.feeder.decoders
+            tiny = line.small.peek().cost_ns < TINY_NS
+            if tiny and any(decoder.ready and decoder.cost_ns < DEPTH_NS for decoder in others):
+                lazy = [child for child in lazy if child.index != spare.index]
             require(not lazy, f"an image waits beside {lazy}")
 
 

@@ -116,15 +116,39 @@ def test_one_decoder_stays_free_of_large_photos_while_small_ones_are_about():
     assert core.do(NOW) == ["send 0: 1"]
     core.decoded(1, at=NOW)
     core.submit(count=2, size=2_000_000, deadline_ns=NOW + 60 * S)
-    assert core.do(NOW) == ["run 0: 1 at 1, idle", "send 0: 2"]
+    assert core.do(NOW) == ["run 0: 1 at 1, idle", "send 1: 2"], "the spare one takes the first"
 
     core.submit(size=100)
-    assert core.do(NOW) == ["send 1: 4"]
+    assert core.do(NOW) == ["send 0: 4"]
 
     later = NOW + SMALL_MEMORY_NS
-    core.decoded(4, decoder=1, at=later - 1)
-    assert "send 1: 3" not in core.do(later - 1)
-    assert "send 1: 3" in core.do(later)
+    core.decoded(4, decoder=0, at=later - 1)
+    assert "send 0: 3" not in core.do(later - 1)
+    assert "send 0: 3" in core.do(later)
+
+
+def test_tiny_images_leave_the_spare_decoder_alone_until_the_others_are_full():
+    core = Core(line(slot_count=64, queue_max=64), decoders=2)
+    core.submit(count=20, size=20_000)  # 0.22 ms each
+
+    assert core.do(NOW) == [
+        "send 0: 1 2 3 4 5 6 7 8",
+        "send 0: 9 10 11 12 13 14 15 16",
+        "send 0: 17 18 19",
+        "send 1: 20",
+    ]
+    core.submit(count=1, size=20_000)
+    core.s.workers[0].ready = False
+    for number in range(1, 6):
+        core.decoded(number, at=NOW + 1 * MS)
+    assert core.do(NOW + 1 * MS) == [], "the first decoder has room, and is not hungry yet"
+
+
+def test_medium_images_go_to_every_decoder():
+    core = Core(decoders=2)
+    core.submit(count=2, size=60_000)  # 0.54 ms each
+
+    assert core.do(NOW) == ["send 0: 1", "send 1: 2"]
 
 
 def test_a_single_decoder_takes_everything():
