@@ -145,7 +145,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C at a terminal is the gateway's to handle, not the children's
-                env=_environment(estate.thread_count),
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         except BaseException:
             ours.close()
@@ -186,14 +186,3 @@ class Supervisor:
             _log.warning("child_killed", role=role.value, index=index, pid=child.pid, reason=reason)
             child.kill()
 
-
-def _environment(thread_count: int) -> dict[str, str]:
-    """A child's environment: ours, with the thread counts of every numeric library set before any is imported."""
-    threads = str(thread_count)
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "PYTHONUNBUFFERED": "1",
-    }

@@ -37,6 +37,9 @@ class Exit(enum.IntEnum):
     GATEWAY_DEFECT = 76
 
 
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Without it ONNX Runtime keeps an id of this machine and a database of events in the user's cache folder."""
+
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -53,6 +56,7 @@ def main(arguments: list[str]) -> Exit:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(heritage.thread_count)))
+    os.environ.setdefault(_NO_TELEMETRY, "1")
 
     # By name and only now: NumPy and the engines read those variables when they are imported.
     model = importlib.import_module("gpuworker.model")

@@ -58,6 +58,7 @@ class DecoderState:
     """One decoder as the core sees it. `held` is what it was sent and has not answered, in that order."""
 
     __slots__ = (
+        "broken",
         "condemned",
         "cost_ns",
         "due_ns",
@@ -75,6 +76,8 @@ class DecoderState:
         self.ready = False
         self.condemned = False
         """Its death was asked for and has not come back: whatever it says, it gets nothing more."""
+        self.broken = False
+        """It broke the protocol."""
         self.held: dict[int, Ticket] = {}
         self.cost_ns = 0
         self.large_count = 0

@@ -31,6 +31,7 @@ class WorkerState:
 
     __slots__ = (
         "batches",
+        "broken",
         "condemned",
         "free_at_ns",
         "index",
@@ -47,6 +48,8 @@ class WorkerState:
         self.ready = False
         self.condemned = False
         """Its death was asked for and has not come back: whatever it says, it gets nothing more."""
+        self.broken = False
+        """It broke the protocol, so nobody knows what it has run."""
         self.was_ready = False
         self.batches: list[Batch] = []
         self.profiles: dict[int, Profile] = {}

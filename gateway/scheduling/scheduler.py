@@ -287,9 +287,9 @@ class Scheduler:
         batches, worker.batches = worker.batches, []
         for place, batch in enumerate(batches):
             for ticket in batch.tickets:
-                # A worker answers a batch before it starts the next: only the first can have killed it. One that was
-                # condemned may have done anything.
-                ticket.runs -= 1 if place and not worker.condemned else 0
+                # A worker answers a batch before it starts the next: only the first can have killed or hung it. One
+                # that broke the protocol may have done anything.
+                ticket.runs -= 1 if place and not worker.broken else 0
                 if ticket.stage is _ENDED:
                     _free_slot(ticket)
                 elif ticket.runs >= RUNS_MAX:
@@ -308,7 +308,7 @@ class Scheduler:
 
     def broken(self, role: Role, index: int, reason: str) -> None:
         """A child broke the protocol: it is never believed again."""
-        self._effects.append(self._watch.kill(role, index, reason))
+        self._effects.append(self._watch.kill(role, index, reason, broken=True))
 
     # -- time ----------------------------------------------------------------------------------------------------
 

@@ -27,10 +27,11 @@ class Watch:
         self._workers = workers
         self._start_timeout_ns = start_timeout_ns
 
-    def kill(self, role: Role, index: int, reason: str) -> Kill:
+    def kill(self, role: Role, index: int, reason: str, *, broken: bool = False) -> Kill:
         """Condemn a child: from now on it is not believed, and it gets nothing more."""
         child = self._decoders[index] if role is Role.DECODER else self._workers[index]
         child.ready = False
+        child.broken = broken
         child.condemned = True
         child.started_ns = 0
         return Kill(role, index, reason)
@@ -41,7 +42,7 @@ class Watch:
         for role, child in self._children():
             if child.spawn_at_ns is not None and now_ns >= child.spawn_at_ns:
                 child.spawn_at_ns = None
-                child.condemned = False
+                child.condemned = child.broken = False
                 child.started_ns = now_ns
                 effects.append(Spawn(role, child.index))
             due_ns = self._due_ns(child)

@@ -109,11 +109,7 @@ def test_stopped_in_the_middle_of_a_batch_it_is_killed_as_hung(running):
     "pixel",
     [
         pytest.param(CRASH, id="crash"),
-        pytest.param(
-            HANG,
-            id="hang",
-            marks=pytest.mark.xfail(strict=True, reason="a batch staged behind one that hangs is charged with a run"),
-        ),
+        pytest.param(HANG, id="hang"),
     ],
 )
 def test_an_image_that_takes_every_worker_along_is_refused_and_its_neighbours_are_not(poisoned, pixel):

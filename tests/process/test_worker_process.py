@@ -289,6 +289,19 @@ def test_started_by_hand_it_says_so(arguments):
 
 
 @pytest.mark.slow
+def test_nothing_is_written_to_the_users_home(spawn, tmp_path, monkeypatch):
+    home, model = tmp_path / "home", tmp_path / "model"
+    home.mkdir()
+    model.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+
+    spawn((graphs.contract(), graphs.save(graphs.means(), model))).born()
+
+    assert list(home.rglob("*")) == []
+
+
 def test_nothing_heavy_is_imported_for_a_fake(spawn):
     worker = spawn(fake())
     worker.born()

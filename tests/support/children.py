@@ -358,6 +358,6 @@ class FakeWorker(FakeChild):
         batches, self.batches, self._inbox = self.batches, [], []
         for place, batch in enumerate(batches):
             for record, _ in batch.items:
-                record.worker_deaths += 1 if place == 0 or self.condemned else 0
+                record.worker_deaths += 1 if place == 0 or self.muted else 0
                 world.becomes_ready(record)
         world.core.worker_lost(self.index, world.now)

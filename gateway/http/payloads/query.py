@@ -91,6 +91,8 @@ def read_parameters(query: Mapping[str, str]) -> Parameters:
     for name, text in query.items():
         if name not in PARAMETERS:
             raise BadRequest(f"Unknown parameter {quote(name)}; {nearest(name, PARAMETERS)}")
+        if name in found:
+            raise BadRequest(f"{name} stands twice in the URL; send it once.")
         found[name] = parameter_from_text(name, text)
     return parameters(found)
 
