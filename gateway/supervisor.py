@@ -185,4 +185,3 @@ class Supervisor:
         if child is not None:
             _log.warning("child_killed", role=role.value, index=index, pid=child.pid, reason=reason)
             child.kill()
-
