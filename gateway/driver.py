@@ -319,7 +319,7 @@ class Driver:
 
     def _run(self, run: RunBatch) -> None:
         batch = run.batch
-        self.metrics.models[batch.line.index].batch_sent(len(batch.tickets), batch.seal.value)
+        self.metrics.models[batch.line.index].batch_sent(len(batch.tickets), batch.seal)
         child = self.supervisor.children.get((Role.WORKER, run.worker))
         if child is None:
             return  # Dead already; its death takes this batch back.

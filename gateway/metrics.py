@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from gateway.scheduling.ticket import Seal
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -48,8 +50,7 @@ TABLE = (
     Row("penstock_client_closed", "counter", ("model",), "Requests whose client left before the answer"),
     Row("penstock_stage_seconds", "histogram", ("model", "stage"), "Time of an image in one stage", _SECONDS),
     Row("penstock_request_seconds", "histogram", ("model",), "Time from the headers to the answer", _SECONDS),
-    Row("penstock_batch_images", "histogram", ("model",), "Images in a batch", _IMAGES),
-    Row("penstock_batches", "counter", ("model", "seal"), "Batches, by why they were closed"),
+    Row("penstock_batch_images", "histogram", ("model", "seal"), "Images in a batch, by why it was closed", _IMAGES),
     Row("penstock_slots", "gauge", ("model", "state"), "Slots of shared memory, by state"),
     Row("penstock_queue_images", "gauge", ("model", "stage"), "Images that wait, by what for"),
     Row("penstock_body_bytes", "gauge", (), "Shared memory held by request bodies"),
@@ -106,17 +107,16 @@ class Histograms:
 class ModelMetrics:
     """What the hot path touches for one model, looked up once."""
 
-    __slots__ = ("_batches", "_images", "_requests", "batches", "client_closed", "images", "name", "requests")
+    __slots__ = ("_batches", "_images", "_requests", "client_closed", "images", "name", "requests")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.requests: dict[str, int] = {}
         self.images: dict[str, int] = {}
         self.client_closed = 0
-        self.batches: dict[str, int] = {}
         self._images = Histograms(_SECONDS, len(_IMAGE_STAGES), 1e-9)
         self._requests = Histograms(_SECONDS, len(_REQUEST_STAGES) + 1, 1e-9)
-        self._batches = Histograms(_IMAGES, 1)
+        self._batches = {seal: Histograms(_IMAGES, 1) for seal in Seal}
 
     def image_done(self, decode_queue_ns: int, decode_ns: int, batch_queue_ns: int, infer_ns: int) -> None:
         """An image was answered with a result."""
@@ -136,10 +136,9 @@ class ModelMetrics:
         """A request was answered with an error."""
         self.requests[code] = self.requests.get(code, 0) + 1
 
-    def batch_sent(self, image_count: int, seal: str) -> None:
+    def batch_sent(self, image_count: int, seal: Seal) -> None:
         """A batch was closed, for the reason `seal`, and handed to a worker."""
-        self.batches[seal] = self.batches.get(seal, 0) + 1
-        self._batches.observe((image_count,))
+        self._batches[seal].observe((image_count,))
 
     def histograms(self, name: str) -> Iterator[tuple[tuple[str, ...], tuple[list[tuple[str, float]], float]]]:
         """(label values, buckets and sum) of every histogram under one metric name."""
@@ -151,7 +150,8 @@ class ModelMetrics:
         elif name == "penstock_request_seconds":
             yield (self.name,), self._requests.buckets(len(_REQUEST_STAGES))
         else:
-            yield (self.name,), self._batches.buckets(0)
+            for seal, table in self._batches.items():
+                yield (self.name, seal.value), table.buckets(0)
 
 
 Sample = tuple[str, tuple[str, ...], float]
@@ -207,8 +207,6 @@ class Metrics(Collector):
                 yield "penstock_requests", (model.name, code), count
             for code, count in model.images.items():
                 yield "penstock_images", (model.name, code), count
-            for seal, count in model.batches.items():
-                yield "penstock_batches", (model.name, seal), count
             yield "penstock_client_closed", (model.name,), model.client_closed
         for code, count in self.refusals.items():
             yield "penstock_refusals", (code,), count

@@ -125,8 +125,8 @@ def test_a_request_is_counted_in_every_stage(plain):
 
     assert all(grown("penstock_stage_seconds_count", "m/3", stage) >= 1 for stage in STAGES)
     assert grown("penstock_request_seconds_count", "m/3") == 1
-    assert grown("penstock_batch_images_count", "m/3") == 1
-    assert grown("penstock_batches_total", "m/3", "idle") == 1
+    assert grown("penstock_batch_images_count", "m/3", "idle") == 1
+    assert grown("penstock_batch_images_count", "m/3", "full") == 0
     assert grown("penstock_images_total", "ok", "m/3") == 1
     assert grown("penstock_requests_total", "ok", "m/3") == 1
     assert grown("penstock_requests_total", "unsupported_media_type", "m/3") == 1

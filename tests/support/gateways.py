@@ -339,7 +339,9 @@ class Gateway:
     def batches(self, model: str = "m/1") -> tuple[int, int]:
         """(batches, images in them) that workers were given."""
         found = self.metrics()
-        return int(found["penstock_batch_images_count", model]), int(found["penstock_batch_images_sum", model])
+        counts = [f"penstock_batch_images_{what}" for what in ("count", "sum")]
+        count, images = (sum(value for key, value in found.items() if key[:2] == (name, model)) for name in counts)
+        return int(count), int(images)
 
     def events(self, name: str = "", **fields: object) -> list[dict[str, Any]]:
         """Log lines so far with this event and these fields."""

@@ -439,7 +439,7 @@ def test_metrics_tell_of_children_slots_and_queues():
         await answered(call)
         text = room.driver.metrics.expose().decode()
         assert 'penstock_images_total{code="ok",model="m/1"} 1.0' in text
-        assert 'penstock_batches_total{model="m/1",seal="idle"} 1.0' in text
+        assert 'penstock_batch_images_count{model="m/1",seal="idle"} 1.0' in text
         with contextlib.suppress(KeyError):
             worker.die(Obituary(-signal.SIGSEGV, 0))
         assert 'penstock_child_restarts_total{index="0",role="worker"} 1.0' in room.driver.metrics.expose().decode()

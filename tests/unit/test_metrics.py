@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import metrics
 from gateway.metrics import STAGES, TABLE, Histograms, Metrics
+from gateway.scheduling.ticket import Seal
 
 BOUNDS = (0.1, 0.5, 1.0)
 
@@ -68,7 +69,7 @@ def counted() -> Metrics:
     model.image_refused("undecodable_image")
     model.request_done(5_000_000, 6_000_000, 7_000_000)
     model.request_refused("overloaded")
-    model.batch_sent(3, "full")
+    model.batch_sent(3, Seal.FULL)
     model.client_closed += 1
     return made
 
@@ -88,8 +89,9 @@ def test_every_count_is_where_its_row_says():
     assert found["penstock_requests_total", "ok", "cats/1"] == 1
     assert found["penstock_requests_total", "overloaded", "cats/1"] == 1
     assert found["penstock_client_closed_total", "cats/1"] == 1
-    assert found["penstock_batches_total", "cats/1", "full"] == 1
-    assert found["penstock_batch_images_sum", "cats/1"] == 3
+    assert found["penstock_batch_images_count", "cats/1", "full"] == 1
+    assert found["penstock_batch_images_sum", "cats/1", "full"] == 3
+    assert found["penstock_batch_images_count", "cats/1", "window"] == 0
     assert found["penstock_request_seconds_sum", "cats/1"] == pytest.approx(0.007)
     for stage, milliseconds in zip(STAGES, (5, 1, 2, 3, 4, 6), strict=True):
         assert found["penstock_stage_seconds_sum", "cats/1", stage] == pytest.approx(milliseconds / 1000)
