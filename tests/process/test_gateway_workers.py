@@ -141,7 +141,20 @@ def test_clients_that_leave_while_the_worker_dies_leave_nothing(running):
 
 def test_it_runs_with_the_threads_and_the_room_it_was_given(running):
     pid = running.child("worker")
-    environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    cores = str(len(os.sched_getaffinity(0))).encode()
-    assert {b"OMP_NUM_THREADS=" + cores, b"OPENBLAS_NUM_THREADS=" + cores} <= set(environ)
+    threads = sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
+    assert threads <= len(os.sched_getaffinity(0)), "no library starts threads of its own beside those it was given"
+    assert os.sched_getscheduler(pid) == os.SCHED_BATCH, "it does not interrupt the gateway"
     assert os.getpgid(pid) == pid, "Ctrl-C at a terminal is the gateway's to handle"
+
+
+def test_with_two_workers_the_other_one_takes_over(tmp_path):
+    write_model(tmp_path, batching={"sizes": [1]}, fake={"base_ms": 100.0})
+    with gateway(tmp_path, devices="cpu,cuda:0") as running:  # a fake model runs anywhere
+        begun = [running.begin(png(seed)) for seed in range(6)]
+        busy = wait_until(lambda: running.batches()[0] >= 2 and running.children("worker"), "both workers have work")
+        assert len(busy) == 2
+        os.kill(busy[0], signal.SIGKILL)
+        for seed, connection in enumerate(begun):
+            assert_answered_once(connection, seed)
+        assert sum(running.metric("penstock_child_restarts_total", str(index), "worker") for index in (0, 1)) == 1
+        running.wait_idle()
