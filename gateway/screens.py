@@ -79,7 +79,7 @@ def check(console: Console, directory: Path, device: str) -> bool:
             driver = uvloop.run(_load(found, settings, spinner.update))
     finally:
         stop_logs()
-    for model, state in zip(driver.models, driver.states, strict=True):
+    for model, state in zip(driver.models, driver.children.states, strict=True):
         console.rule(f"{escape(model.name)}/{model.version}")
         console.print(_contract(model))
         if state.failures:
@@ -99,7 +99,7 @@ def check(console: Console, directory: Path, device: str) -> bool:
                 f"{point.size / max(point.p50_ns, 1) * 1e9:,.0f}",
             )
         console.print(profile)
-    return any(state.failures for state in driver.states)
+    return any(state.failures for state in driver.children.states)
 
 
 def _contract(model: ModelVersion) -> Table:
@@ -127,12 +127,12 @@ async def _load(found: list[ModelVersion], settings: config.Settings, progress: 
     driver = Driver(settings, found)
     driver.start()
     try:
-        while not all(state.loaded or state.failures for state in driver.states):
+        while not all(state.loaded or state.failures for state in driver.children.states):
             if driver.core.workers[0].restarts.failing:
                 raise InvalidModel(
                     f"the worker keeps dying on {os.fspath(found[0].directory)}; its last words are above"
                 )
-            for model, state in zip(driver.models, driver.states, strict=True):
+            for model, state in zip(driver.models, driver.children.states, strict=True):
                 for stage in state.loading.values():
                     progress(f"{escape(model.name)}/{model.version}: {stage}")
             await asyncio.sleep(POLL_S)

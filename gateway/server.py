@@ -93,7 +93,7 @@ class Gateway:
         """Models that a worker refused, with the reason."""
         return {
             f"{model.name}/{model.version}": detail
-            for model, state in zip(self.driver.models, self.driver.states, strict=True)
+            for model, state in zip(self.driver.models, self.driver.children.states, strict=True)
             for detail in state.failures.values()
         }
 

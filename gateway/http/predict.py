@@ -14,7 +14,8 @@ from gateway.scheduling.ticket import TENSOR, Priority
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from gateway.driver import Call, Driver
+    from gateway.calls import Call
+    from gateway.driver import Driver
     from gateway.http.bodies import BodyReader
     from gateway.http.payloads import Query
     from gateway.scheduling.line import Line

@@ -15,12 +15,12 @@ import orjson
 from aiohttp import web
 
 from gateway import errors
-from gateway.driver import Classes
+from gateway.calls import Classes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gateway.driver import Outcome
+    from gateway.calls import Outcome
     from gateway.errors import Refusal
 
 STATUS: dict[type[Refusal], int] = {

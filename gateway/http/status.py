@@ -82,7 +82,7 @@ class Status:
     def _state(self, index: int) -> dict[str, str]:
         """ready, loading, restarting or failed; with a detail when it is not ready."""
         driver = self._driver
-        state = driver.states[index]
+        state = driver.children.states[index]
         workers = driver.core.workers
         if any(worker.ready and index in worker.profiles for worker in workers):
             return {"state": "ready"}
@@ -99,15 +99,15 @@ class Status:
         driver = self._driver
         found = []
         for worker in driver.core.workers:
-            loaded = driver.states[index].loaded.get(worker.index)
+            loaded = driver.children.states[index].loaded.get(worker.index)
             profile = worker.profiles.get(index)
             if loaded is None or profile is None:
                 continue
             found.append(
                 {
                     "worker": worker.index,
-                    "device": driver.devices[worker.index],
-                    "runs_on": driver.worker_devices[worker.index],
+                    "device": driver.children.devices[worker.index],
+                    "runs_on": driver.children.worker_devices[worker.index],
                     "provider": loaded.provider,
                     "load_ms": round(loaded.load_ns / 1e6, 1),
                     "outputs": {field.name: {"dtype": field.dtype, "shape": field.shape} for field in loaded.fields},

@@ -316,6 +316,12 @@ class Scheduler:
         """Accept nothing more; finish what was accepted."""
         self.draining = True
 
+    def refuse_rest(self, now_ns: int) -> None:
+        """The drain took too long: whoever still waits is told to ask another server, which a reset would not say."""
+        self._at(now_ns)
+        while (ticket := self._deadlines.peek()) is not None:
+            self._finish(ticket, errors.Draining("the server went down; send this to another one", retry_after_s=5))
+
     def advance(self, now_ns: int) -> list[Effect]:
         """Decide everything that can be decided at `now_ns`, and hand over all effects since the last call."""
         now_ns = self._at(now_ns)

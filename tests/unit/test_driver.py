@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from gateway import config, errors
-from gateway.driver import Classes, Driver
+from gateway.calls import Classes
+from gateway.driver import Driver
 from gateway.link import Link, socket_pair
 from gateway.models.repository import ModelVersion
 from gateway.models.spec import parse_contract
@@ -80,7 +81,7 @@ class Room:
         self.spawned: list[Role] = []
         settings = config.load(None, {}, {"decoders": 1, "bodies_size_max": 1 << 20, "body_size_max": 1 << 16})
         self.driver = Driver(settings, [ModelVersion("m", 1, Path("/nowhere"), CONTRACT, ())])
-        self.driver.supervisor = self
+        self.driver.supervisor = self.driver.children._supervisor = self
         self.core = self.driver.core
         self.line = self.core.lines[0]
 

@@ -11,7 +11,7 @@ import openapi_spec_validator
 import pytest
 
 from gateway import errors
-from gateway.driver import Classes
+from gateway.calls import Classes
 from gateway.http import openapi, payloads, responses
 from gateway.models.repository import ModelVersion
 from gateway.models.spec import parse_contract

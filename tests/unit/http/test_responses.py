@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gateway import errors
-from gateway.driver import Classes
+from gateway.calls import Classes
 from gateway.http import responses
 from gateway.http.responses import JSON, MSGPACK, STATUS
 from shm import layout

@@ -528,3 +528,16 @@ def test_drain_finishes_what_was_accepted():
     core.ran(at=NOW + 10 * MS)
     assert core.do(NOW + 10 * MS) == ["finish 1: ok"]
     assert core.s.live_count == 0
+
+
+def test_whoever_still_waits_at_the_end_of_a_drain_is_told_so():
+    core = Core(decoders=2)
+    core.queued()
+    core.submit(count=2)
+    core.do(NOW)
+    core.s.drain()
+
+    core.s.refuse_rest(NOW + 1 * MS)
+
+    assert core.do(NOW + 1 * MS) == ["finish 1: draining", "finish 2: draining", "finish 3: draining"]
+    assert core.s.live_count == 0

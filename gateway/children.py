@@ -1,0 +1,207 @@
+"""The gateway's talk with its children: what they inherit, what their frames mean to the core, what their deaths do.
+
+Decides nothing: every frame and every death becomes an input of the core. A child whose frame does not fit what it was
+given is broken; it is killed and never believed again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from gateway import errors, logs
+from gateway.scheduling.ticket import Role
+from shm import wire
+from shm.heritage import Limits
+from shm.wire import ItemStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gateway.config import Settings
+    from gateway.memory import Memory
+    from gateway.models.repository import ModelVersion
+    from gateway.scheduling.scheduler import Scheduler
+    from gateway.scheduling.ticket import Kill, Spawn
+    from gateway.supervisor import Child, Obituary, Supervisor
+    from shm.heritage import Heritage
+    from shm.segment import Segment
+
+_log = logs.get("children")
+
+_REFUSALS: dict[ItemStatus, type[errors.Refusal]] = {
+    ItemStatus.UNDECODABLE: errors.UndecodableImage,
+    ItemStatus.UNSUPPORTED_FORMAT: errors.UnsupportedMediaType,
+    ItemStatus.PIXELS_OVER_LIMIT: errors.PayloadTooLarge,
+    ItemStatus.BAD_BASE64: errors.BadRequest,
+}
+
+
+class ModelState:
+    """One model as people see it: what its worker said last, per worker."""
+
+    __slots__ = ("failures", "loaded", "loading")
+
+    def __init__(self) -> None:
+        self.loading: dict[int, str] = {}
+        self.loaded: dict[int, wire.Loaded] = {}
+        self.failures: dict[int, str] = {}
+
+
+class Children:
+    """Every child as the gateway knows it. `states` and `devices` in wire order; `changed` asks for a pump."""
+
+    def __init__(
+        self,
+        core: Scheduler,
+        memory: Memory,
+        supervisor: Supervisor,
+        *,
+        settings: Settings,
+        models: Sequence[ModelVersion],
+        changed: Callable[[], None],
+    ) -> None:
+        self.states = [ModelState() for _ in models]
+        self.devices = list(settings.devices)
+        self.worker_devices = [""] * len(self.devices)
+        """What each worker said it runs on, once it is up."""
+        self.stopping = False
+        """Whether deaths are wanted, and nobody's business any more."""
+        self._core = core
+        self._memory = memory
+        self._supervisor = supervisor
+        self._models = models
+        self._changed = changed
+        self._thread_count = settings.worker_thread_count()
+        self._limits = Limits(
+            cpu_ns_max=int(settings.decode_cpu_ms_max * 1e6),
+            address_space_size_max=settings.decoder_memory_size_max,
+            nice=settings.decoder_nice,
+        )
+
+    def spawn(self, spawn: Spawn) -> None:
+        """Start a child; when that fails, it died."""
+        decoder = spawn.role is Role.DECODER
+        try:
+            self._supervisor.spawn(
+                spawn.role,
+                spawn.index,
+                module="gateway.decoding" if decoder else "gpuworker",
+                heritage=self._decoder_heritage if decoder else self._worker_heritage(spawn.index),
+                on_frame=self._decoder_frame if decoder else self._worker_frame,
+                on_death=self._died,
+            )
+        except OSError as error:
+            _log.error("spawn_failed", role=spawn.role.value, index=spawn.index, error=str(error))
+            self._lost(spawn.role, spawn.index, blamed=0, guilty=False)
+
+    def kill(self, kill: Kill) -> None:
+        """SIGKILL a child."""
+        self._supervisor.kill(kill.role, kill.index, kill.reason)
+
+    def _decoder_heritage(self, fd: int, recorder: Segment) -> Heritage:
+        return self._memory.decoder_heritage(os.getpid(), fd, recorder, self._limits)
+
+    def _worker_heritage(self, index: int) -> Callable[[int, Segment], Heritage]:
+        def heritage(fd: int, recorder: Segment) -> Heritage:
+            return self._memory.worker_heritage(
+                os.getpid(), fd, recorder, device=self.devices[index], thread_count=self._thread_count
+            )
+
+        return heritage
+
+    def _died(self, child: Child, obituary: Obituary) -> None:
+        if not self.stopping:
+            self._lost(child.role, child.index, blamed=obituary.blamed, guilty=obituary.guilty)
+
+    def _lost(self, role: Role, index: int, *, blamed: int, guilty: bool) -> None:
+        now_ns = time.monotonic_ns()
+        if role is Role.DECODER:
+            self._core.decoder_lost(index, blamed, guilty=guilty, now_ns=now_ns)
+        else:
+            self._core.worker_lost(index, now_ns)
+            for state in self.states:
+                state.loading.pop(index, None)
+        self._changed()
+
+    def _decoder_frame(self, child: Child, frame: memoryview) -> None:
+        now_ns = time.monotonic_ns()
+        try:
+            message = wire.read_from_decoder(frame)
+        except wire.WireError:
+            return self._break(child, "sent a frame that no decoder sends")
+        if isinstance(message, wire.DecoderReady):
+            _log.info("decoder_ready", index=child.index, pid=child.pid, sandbox=message.sandbox)
+            self._core.decoder_ready(child.index, now_ns)
+            return self._changed()
+        for item in message.items:
+            refusal = None
+            if item.status is not ItemStatus.OK:
+                refusal = _REFUSALS.get(item.status, errors.UndecodableImage)(item.detail)
+            if not self._core.decoded(child.index, item.ticket, refusal, item.decode_ns, now_ns):
+                return self._break(child, "answered an image that it was not given")
+        return self._changed()
+
+    def _break(self, child: Child, reason: str) -> None:
+        """A child broke the protocol: it is killed, and nothing that it sent behind this is read any more."""
+        child.link.close()
+        self._core.broken(child.role, child.index, reason)
+        self._changed()
+
+    def _worker_frame(self, child: Child, frame: memoryview) -> None:
+        try:
+            message = wire.read_from_worker(frame)
+            if isinstance(message, wire.Ran):
+                self._batch_done(child, message)
+            elif isinstance(message, wire.WorkerReady):
+                self._worker_ready(child, message)
+            else:
+                self._model_news(child, message)
+        except (wire.WireError, ValueError, LookupError) as error:
+            # Whatever a worker says that does not fit what it was given: it is broken, and never believed again.
+            return self._break(child, str(error))
+        return self._changed()
+
+    def _batch_done(self, child: Child, ran: wire.Ran) -> None:
+        if self._core.batch_done(child.index, ran.batch, ran.statuses, time.monotonic_ns()) is None:
+            raise wire.WireError("answered a batch that it was not given")
+        if ran.detail:
+            _log.error("batch_failed", worker=child.index, batch=ran.batch, detail=ran.detail)
+
+    def _model_news(self, child: Child, message: wire.Loading | wire.Loaded | wire.LoadFailed) -> None:
+        if not 0 <= message.model < len(self._models):
+            raise ValueError("named a model that it was not given")
+        state, model = self.states[message.model], self._models[message.model]
+        index = child.index
+        if isinstance(message, wire.Loading):
+            state.loading[index] = f"{message.stage} {message.share:.0%}"
+        elif isinstance(message, wire.Loaded):
+            if [point.size for point in message.profile] != list(model.contract.batching.sizes):
+                raise ValueError("measured other batch sizes than it was given")
+            self._memory.models[message.model].map_outputs(message.fields)
+            state.loading.pop(index, None)
+            state.failures.pop(index, None)
+            state.loaded[index] = message
+            _log.info(
+                "model_loaded",
+                model=model.name,
+                version=model.version,
+                worker=index,
+                provider=message.provider,
+                load_ms=round(message.load_ns / 1e6),
+            )
+        else:
+            state.loading.pop(index, None)
+            state.loaded.pop(index, None)
+            state.failures[index] = message.detail
+            _log.error("model_refused", model=model.name, version=model.version, worker=index, detail=message.detail)
+
+    def _worker_ready(self, child: Child, message: wire.WorkerReady) -> None:
+        index = child.index
+        self.worker_devices[index] = message.device
+        profiles = {
+            model: state.loaded[index].profile for model, state in enumerate(self.states) if index in state.loaded
+        }
+        self._core.worker_ready(index, profiles, time.monotonic_ns())
+        _log.info("worker_ready", index=index, pid=child.pid, device=message.device, rss=message.rss_size)
