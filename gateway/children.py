@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
     from gateway.config import Settings
     from gateway.memory import Memory
+    from gateway.metrics import Metrics
     from gateway.models.repository import ModelVersion
     from gateway.scheduling.scheduler import Scheduler
     from gateway.scheduling.ticket import Kill, Spawn
     from gateway.supervisor import Child, Obituary, Supervisor
     from shm.heritage import Heritage
+    from shm.layout import Field
     from shm.segment import Segment
 
 _log = logs.get("children")
@@ -49,6 +51,13 @@ class ModelState:
         self.failures: dict[int, str] = {}
 
 
+def _ranks(fields: Sequence[Field]) -> bool:
+    """Whether these are the two fields of a classification's answer, of one length."""
+    if [(field.name, field.dtype) for field in fields] != [("index", "uint32"), ("probability", "float32")]:
+        return False
+    return len(fields[0].shape) == 1 and fields[0].shape == fields[1].shape and fields[0].shape[0] > 0
+
+
 class Children:
     """Every child as the gateway knows it. `states` and `devices` in wire order; `changed` asks for a pump."""
 
@@ -60,6 +69,7 @@ class Children:
         *,
         settings: Settings,
         models: Sequence[ModelVersion],
+        metrics: Metrics,
         changed: Callable[[], None],
     ) -> None:
         self.states = [ModelState() for _ in models]
@@ -72,6 +82,7 @@ class Children:
         self._memory = memory
         self._supervisor = supervisor
         self._models = models
+        self._metrics = metrics
         self._changed = changed
         self._thread_count = settings.worker_thread_count()
         self._limits = Limits(
@@ -94,7 +105,7 @@ class Children:
             )
         except OSError as error:
             _log.error("spawn_failed", role=spawn.role.value, index=spawn.index, error=str(error))
-            self._lost(spawn.role, spawn.index, blamed=0, guilty=False)
+            self.lost(spawn.role, spawn.index, blamed=0, guilty=False)
 
     def kill(self, kill: Kill) -> None:
         """SIGKILL a child."""
@@ -113,9 +124,10 @@ class Children:
 
     def _died(self, child: Child, obituary: Obituary) -> None:
         if not self.stopping:
-            self._lost(child.role, child.index, blamed=obituary.blamed, guilty=obituary.guilty)
+            self.lost(child.role, child.index, blamed=obituary.blamed, guilty=obituary.guilty)
 
-    def _lost(self, role: Role, index: int, *, blamed: int, guilty: bool) -> None:
+    def lost(self, role: Role, index: int, *, blamed: int, guilty: bool) -> None:
+        """A child is dead and reaped, or could not be started."""
         now_ns = time.monotonic_ns()
         if role is Role.DECODER:
             self._core.decoder_lost(index, blamed, guilty=guilty, now_ns=now_ns)
@@ -132,6 +144,8 @@ class Children:
         except wire.WireError:
             return self._break(child, "sent a frame that no decoder sends")
         if isinstance(message, wire.DecoderReady):
+            if self._core.feeder.decoders[child.index].ready:
+                return self._break(child, "was ready twice")
             _log.info("decoder_ready", index=child.index, pid=child.pid, sandbox=message.sandbox)
             self._core.decoder_ready(child.index, now_ns)
             return self._changed()
@@ -164,14 +178,21 @@ class Children:
         return self._changed()
 
     def _batch_done(self, child: Child, ran: wire.Ran) -> None:
-        if self._core.batch_done(child.index, ran.batch, ran.statuses, time.monotonic_ns()) is None:
+        batch = self._core.batch_done(child.index, ran.batch, ran.statuses, time.monotonic_ns())
+        if batch is None:
             raise wire.WireError("answered a batch that it was not given")
+        if ran.statuses[0] is not ItemStatus.LATE:
+            self._metrics.models[batch.line.index].batch_ran(
+                len(batch.tickets), batch.seal, ran.gather_ns, ran.run_ns, ran.write_ns
+            )
         if ran.detail:
             _log.error("batch_failed", worker=child.index, batch=ran.batch, detail=ran.detail)
 
     def _model_news(self, child: Child, message: wire.Loading | wire.Loaded | wire.LoadFailed) -> None:
         if not 0 <= message.model < len(self._models):
             raise ValueError("named a model that it was not given")
+        if self._core.workers[child.index].ready:
+            raise ValueError("had news of a model after it was ready")
         state, model = self.states[message.model], self._models[message.model]
         index = child.index
         if isinstance(message, wire.Loading):
@@ -179,6 +200,8 @@ class Children:
         elif isinstance(message, wire.Loaded):
             if [point.size for point in message.profile] != list(model.contract.batching.sizes):
                 raise ValueError("measured other batch sizes than it was given")
+            if model.contract.output.task == "classification" and not _ranks(message.fields):
+                raise ValueError("answers no ranked classes")
             self._memory.models[message.model].map_outputs(message.fields)
             state.loading.pop(index, None)
             state.failures.pop(index, None)
@@ -199,6 +222,8 @@ class Children:
 
     def _worker_ready(self, child: Child, message: wire.WorkerReady) -> None:
         index = child.index
+        if self._core.workers[index].ready:
+            raise ValueError("was ready twice")
         self.worker_devices[index] = message.device
         profiles = {
             model: state.loaded[index].profile for model, state in enumerate(self.states) if index in state.loaded

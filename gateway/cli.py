@@ -96,7 +96,7 @@ def demo(
         _fail(f"the demo needs {error.name}; install it with: pip install 'penstock[cpu,demo]'")
     try:
         raise typer.Exit(show.run(_out, port=port, once=once))
-    except (InvalidSettings, InvalidModel) as error:
+    except (InvalidSettings, InvalidModel, client.ServerSaysNo, OSError, show.UnsafeWeights) as error:
         _fail(error)
 
 

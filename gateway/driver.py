@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from gateway import logs
+from gateway import errors, logs
 from gateway.calls import Call, Classes
 from gateway.children import Children
 from gateway.memory import Memory, slot_count
@@ -42,8 +42,13 @@ if TYPE_CHECKING:
     from gateway.models.repository import ModelVersion
     from shm.wire import Encoding
 
+_log = logs.get("driver")
+
 HEARTBEAT_S = 0.5
 """How often the loop's lag is measured."""
+
+BURIAL_TIMEOUT_S = 5.0
+"""How long a stop waits for killed children to be gone."""
 
 DRAIN_POLL_S = 0.02
 """How often a drain looks whether everything was answered."""
@@ -81,7 +86,13 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self.supervisor = Supervisor(self._loop)
         self.children = Children(
-            self.core, self.memory, self.supervisor, settings=settings, models=models, changed=self._ask_pump
+            self.core,
+            self.memory,
+            self.supervisor,
+            settings=settings,
+            models=models,
+            metrics=self.metrics,
+            changed=self._ask_pump,
         )
         self._pump_asked = False
         self._stopping = False
@@ -129,8 +140,11 @@ class Driver:
         self.supervisor.stopping = True
         for child in list(self.supervisor.children.values()):
             child.kill()
-        while self.supervisor.children:  # noqa: ASYNC110 - once in a life
+        end = time.monotonic() + BURIAL_TIMEOUT_S
+        while self.supervisor.children and time.monotonic() < end:  # noqa: ASYNC110 - once in a life
             await asyncio.sleep(DRAIN_POLL_S)
+        if self.supervisor.children:
+            _log.error("children_left", count=len(self.supervisor.children))
         return drained
 
     async def _wait_drained(self, timeout_s: float) -> bool:
@@ -194,10 +208,30 @@ class Driver:
         if self._stopping:
             return
         perform = self._perform
-        while effects := self.core.advance(time.monotonic_ns()):
-            for effect in effects:
-                perform[type(effect)](effect)
-        self._arm()
+        try:
+            while effects := self.core.advance(time.monotonic_ns()):
+                for effect in effects:
+                    try:
+                        perform[type(effect)](effect)
+                    except Exception:  # noqa: BLE001 - one effect's fault must not lose the ones behind it
+                        _log.exception("effect_failed", effect=type(effect).__name__)
+                        self._mend(effect)
+        finally:
+            self._arm()
+
+    def _mend(self, effect: Effect) -> None:
+        """An effect could not be performed, by a fault of ours: whoever waits for it is answered all the same."""
+        if isinstance(effect, Finish | Fill):
+            ticket = effect.ticket
+            if ticket.stage is not Stage.ENDED:
+                self.core.cancel(ticket, time.monotonic_ns())
+            ticket.owner.end(ticket, errors.Refusal("something went wrong here; the log says what"))
+        elif isinstance(effect, Send):
+            self.core.broken(Role.DECODER, effect.decoder, "could not be sent to")
+        elif isinstance(effect, RunBatch):
+            self.core.broken(Role.WORKER, effect.worker, "could not be sent to")
+        elif isinstance(effect, Spawn):
+            self.children.lost(effect.role, effect.index, blamed=0, guilty=False)
 
     def _arm(self) -> None:
         """Have a timer that fires no later than the core's wake-up time. One that fires early does no harm."""
@@ -236,7 +270,6 @@ class Driver:
 
     def _run(self, run: RunBatch) -> None:
         batch = run.batch
-        self.metrics.models[batch.line.index].batch_sent(len(batch.tickets), batch.seal)
         child = self.supervisor.children.get((Role.WORKER, run.worker))
         if child is None:
             return  # Dead already; its death takes this batch back.

@@ -61,17 +61,19 @@ class Link:
 
     def send(self, frame: bytes) -> None:
         """Send one frame, now or as soon as the socket takes it. A dead peer is not an error here: its death is news
-        that comes by another way.
+        that comes by another way. Raises OSError when the kernel refuses the frame for another reason.
         """
         if self._backlog:
             self._backlog.append(frame)
+            return
+        if self._socket.fileno() < 0:
             return
         try:
             self._socket.send(frame)
         except (BlockingIOError, InterruptedError):
             self._backlog.append(frame)
             self._loop.add_writer(self._socket.fileno(), self._writable)
-        except OSError:
+        except ConnectionError:
             return
 
     def drain(self) -> None:

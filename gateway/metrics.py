@@ -26,8 +26,11 @@ FOLD_COUNT = 8192
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 _IMAGES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
+BATCH_PARTS = ("gather", "run", "write")
+"""What a worker does with a batch: collect the slots, run the model, write the outputs."""
+
 STAGES = ("read", "decode_queue", "decode", "batch_queue", "infer", "respond")
-"""The stages of a request, in order; also the keys of `timing_ms`."""
+"""The stages of a request, in order. All but the last, which is encoding the answer, are keys of `timing_ms` too."""
 
 _IMAGE_STAGES = STAGES[1:5]
 _REQUEST_STAGES = (STAGES[0], STAGES[5])
@@ -51,6 +54,7 @@ TABLE = (
     Row("penstock_stage_seconds", "histogram", ("model", "stage"), "Time of an image in one stage", _SECONDS),
     Row("penstock_request_seconds", "histogram", ("model",), "Time from the headers to the answer", _SECONDS),
     Row("penstock_batch_images", "histogram", ("model", "seal"), "Images in a batch, by why it was closed", _IMAGES),
+    Row("penstock_batch_seconds", "histogram", ("model", "part"), "Time of a batch in a worker, by part", _SECONDS),
     Row("penstock_slots", "gauge", ("model", "state"), "Slots of shared memory, by state"),
     Row("penstock_queue_images", "gauge", ("model", "stage"), "Images that wait, by what for"),
     Row("penstock_body_bytes", "gauge", (), "Shared memory held by request bodies"),
@@ -107,7 +111,7 @@ class Histograms:
 class ModelMetrics:
     """What the hot path touches for one model, looked up once."""
 
-    __slots__ = ("_batches", "_images", "_requests", "client_closed", "images", "name", "requests")
+    __slots__ = ("_batches", "_images", "_parts", "_requests", "client_closed", "images", "name", "requests")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -116,6 +120,7 @@ class ModelMetrics:
         self.client_closed = 0
         self._images = Histograms(_SECONDS, len(_IMAGE_STAGES), 1e-9)
         self._requests = Histograms(_SECONDS, len(_REQUEST_STAGES) + 1, 1e-9)
+        self._parts = Histograms(_SECONDS, len(BATCH_PARTS), 1e-9)
         self._batches = {seal: Histograms(_IMAGES, 1) for seal in Seal}
 
     def image_done(self, decode_queue_ns: int, decode_ns: int, batch_queue_ns: int, infer_ns: int) -> None:
@@ -136,9 +141,10 @@ class ModelMetrics:
         """A request was answered with an error."""
         self.requests[code] = self.requests.get(code, 0) + 1
 
-    def batch_sent(self, image_count: int, seal: Seal) -> None:
-        """A batch was closed, for the reason `seal`, and handed to a worker."""
+    def batch_ran(self, image_count: int, seal: Seal, gather_ns: int, run_ns: int, write_ns: int) -> None:
+        """A worker ran a batch that was closed for the reason `seal`, and said what its parts took."""
         self._batches[seal].observe((image_count,))
+        self._parts.observe((gather_ns, run_ns, write_ns))
 
     def histograms(self, name: str) -> Iterator[tuple[tuple[str, ...], tuple[list[tuple[str, float]], float]]]:
         """(label values, buckets and sum) of every histogram under one metric name."""
@@ -149,6 +155,9 @@ class ModelMetrics:
                 yield (self.name, stage), table.buckets(column)
         elif name == "penstock_request_seconds":
             yield (self.name,), self._requests.buckets(len(_REQUEST_STAGES))
+        elif name == "penstock_batch_seconds":
+            for column, part in enumerate(BATCH_PARTS):
+                yield (self.name, part), self._parts.buckets(column)
         else:
             for seal, table in self._batches.items():
                 yield (self.name, seal.value), table.buckets(0)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import resource
 import signal
 import socket
 from pathlib import Path
@@ -32,6 +33,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 HEAP_KEPT_SIZE = 64 << 20
 """Bytes of freed memory that the gateway keeps for the next bodies."""
 
+FDS_PER_MODEL, FDS_RESERVED = 4, 256
+"""Descriptors for each model's segments, and for children, listeners and files."""
+
 READY_POLL_S = 0.02
 
 CLOSE_TIMEOUT_S = 2.0
@@ -48,6 +52,15 @@ def keep_heap() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, HEAP_KEPT_SIZE // 2)
         libc.mallopt(_M_TRIM_THRESHOLD, HEAP_KEPT_SIZE)
+
+
+def raise_fd_limit(connections_max: int, model_count: int) -> None:
+    """As many descriptors as this user may have. Logs a warning when that is too few for what the settings promise."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    needed = connections_max + FDS_PER_MODEL * model_count + FDS_RESERVED
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        _log.warning("few_descriptors", limit=hard, needed=needed, advice="raise ulimit -n or lower connections_max")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -69,7 +82,6 @@ class Gateway:
     """One running gateway, inside an event loop."""
 
     def __init__(self, settings: Settings, models: list[ModelVersion], bound: socket.socket) -> None:
-        self._settings = settings
         self._bound = bound
         self.driver = Driver(settings, models)
         self._front = Front(self.driver, settings)
@@ -104,10 +116,14 @@ class Gateway:
         _log.info("listening", url=self.url, models=[f"{m.name}/{m.version}" for m in self.driver.models])
 
     async def wait_ready(self) -> None:
-        """Until every model is up. Raises InvalidSettings when a worker refuses one."""
+        """Until every model is up. Raises InvalidSettings when a worker refuses one, or children keep dying."""
+        core = self.driver.core
         while not self.ready:
             for name, detail in self.refused.items():
                 raise InvalidSettings(f"model {name} was refused: {detail}")
+            for role, children in (("decoder", core.feeder.decoders), ("worker", core.workers)):
+                if all(child.restarts.failing for child in children):
+                    raise InvalidSettings(f"every {role} process dies at its start; the log has its last words")
             await asyncio.sleep(READY_POLL_S)
 
     async def stop(self, drain_timeout_s: float) -> bool:
@@ -142,18 +158,26 @@ async def _serve(
     # What exists now lives as long as the process: without this, every full collection stops the loop to look at it.
     gc.collect()
     gc.freeze()
-    async with asyncio.TaskGroup() as group:
-        work = group.create_task(_until(body(gateway), asked))
-        await asyncio.wait([work])
+    try:
+        await _until(body(gateway), asked)
+    finally:
         asked.set()
-        stopping = group.create_task(gateway.stop(settings.drain_timeout_s))
-        hurry = group.create_task(hurried.wait())
-        await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
-        if not stopping.done():
-            stopping.cancel()
-            await gateway.stop(0.0)
+        await _stop(gateway, settings.drain_timeout_s, hurried)
     return 0
+
+
+async def _stop(gateway: Gateway, drain_timeout_s: float, hurried: asyncio.Event) -> None:
+    """Stop; when hurried in the middle of the drain, at once."""
+    stopping = asyncio.ensure_future(gateway.stop(drain_timeout_s))
+    hurry = asyncio.ensure_future(hurried.wait())
+    await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    if not stopping.done():
+        stopping.cancel()
+        await asyncio.wait([stopping])
+        await gateway.stop(0.0)
+    else:
+        stopping.result()
 
 
 async def _until(body: Awaitable[None], asked: asyncio.Event) -> None:
@@ -162,8 +186,7 @@ async def _until(body: Awaitable[None], asked: asyncio.Event) -> None:
     stop = asyncio.ensure_future(asked.wait())
     await asyncio.wait([running, stop], return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
-    if not running.done():
-        running.cancel()
+    running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
 
@@ -182,6 +205,7 @@ def run(settings: Settings, body: Callable[[Gateway], Awaitable[None]] = forever
     bound = bind(settings.host, settings.port)
     keep_heap()
     stop_logs = logs.start(settings.log_level)
+    raise_fd_limit(settings.connections_max, len(models))
     try:
         return uvloop.run(_serve(settings, models, bound, body))
     finally:

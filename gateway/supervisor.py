@@ -6,6 +6,7 @@ only then is it reported: whoever hears of it may take back everything that it h
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -56,7 +57,15 @@ class Obituary:
         elif -return_code == signal.SIGPROF:
             self.cause = "SIGPROF (cpu budget)"
         else:
-            self.cause = signal.Signals(-return_code).name
+            self.cause = _signal_name(-return_code)
+
+
+def _signal_name(number: int) -> str:
+    """Of any signal; real-time ones have no names."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class Child:
@@ -70,6 +79,7 @@ class Child:
         index: int,
         incarnation: int,
         process: subprocess.Popen[bytes],
+        pidfd: int,
         link: Link,
         recorder: Segment,
     ) -> None:
@@ -80,7 +90,7 @@ class Child:
         self.started_ns = time.monotonic_ns()
         self._process = process
         self._recorder = recorder
-        self._pidfd = os.pidfd_open(process.pid)
+        self._pidfd = pidfd
 
     @property
     def pid(self) -> int:
@@ -102,7 +112,10 @@ class Child:
             if return_code is None:
                 return
             loop.remove_reader(self._pidfd)
-            self.link.drain()
+            try:
+                self.link.drain()
+            except Exception:  # noqa: BLE001 - whatever its last words do, it is buried
+                _log.exception("last_words_failed", role=self.role.value, index=self.index)
             self.link.close()
             os.close(self._pidfd)
             obituary = Obituary(return_code, Recorder(self._recorder).last())
@@ -133,32 +146,28 @@ class Supervisor:
         on_death: Callable[[Child, Obituary], None],
     ) -> Child:
         """Start `python -m module` with what `heritage(socket fd, recorder)` lists. Raises OSError when it cannot."""
-        ours, theirs = socket_pair()
-        recorder = Segment.create(f"recorder-{role.value}-{index}", layout.RECORDER_SIZE)
-        list_fd = -1
-        try:
-            estate = heritage(theirs.fileno(), recorder)
-            list_fd = estate.bequeath()
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-P", "-m", module, str(list_fd)],
-                pass_fds=(list_fd, *estate.fds()),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C at a terminal is the gateway's to handle, not the children's
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-        except BaseException:
-            ours.close()
-            recorder.close()
-            raise
-        finally:
-            theirs.close()
-            if list_fd >= 0:
-                os.close(list_fd)
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket_pair()
+            undo.callback(ours.close)
+            with theirs:
+                recorder = Segment.create(f"recorder-{role.value}-{index}", layout.RECORDER_SIZE)
+                undo.callback(recorder.close)
+                process = _start(module, heritage(theirs.fileno(), recorder))
+            undo.callback(process.wait)
+            undo.callback(process.kill)
+            pidfd = os.pidfd_open(process.pid)
+            undo.pop_all()
         key = (role, index)
         self._incarnations[key] = self._incarnations.get(key, 0) + 1
-        link = Link(self._loop, ours, lambda frame: on_frame(child, frame), lambda: child.kill())  # noqa: PLW0108 - `child` is bound below
-        child = Child(role, index, self._incarnations[key], process, link, recorder)
+
+        def read(frame: memoryview) -> None:
+            on_frame(child, frame)
+
+        def closed() -> None:
+            child.kill()
+
+        link = Link(self._loop, ours, read, closed)
+        child = Child(role, index, self._incarnations[key], process, pidfd, link, recorder)
         self.children[key] = child
 
         def buried(dead: Child, obituary: Obituary) -> None:
@@ -185,3 +194,19 @@ class Supervisor:
         if child is not None:
             _log.warning("child_killed", role=role.value, index=index, pid=child.pid, reason=reason)
             child.kill()
+
+
+def _start(module: str, heritage: Heritage) -> subprocess.Popen[bytes]:
+    """A fresh interpreter that runs `module` with that heritage. Raises OSError."""
+    list_fd = heritage.bequeath()
+    try:
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-P", "-m", module, str(list_fd)],
+            pass_fds=(list_fd, *heritage.fds()),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C at a terminal is the gateway's to handle, not the children's
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    finally:
+        os.close(list_fd)

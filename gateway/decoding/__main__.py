@@ -47,8 +47,9 @@ def main(arguments: list[str]) -> int:
     heritage.yield_to_parent()
     if heritage.bodies is None or heritage.limits is None:
         return _fail(EXIT_USAGE, "the heritage of a decoder has bodies and limits")
-    # Ctrl-C reaches the whole group; when a decoder ends is the gateway's decision.
+    # Service managers signal the whole group; when a decoder ends is the gateway's decision, which drains first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pillow.silence()
     bodies = memoryview(heritage.bodies.attach().map)
     recorder = Recorder(heritage.recorder.attach())

@@ -14,11 +14,12 @@ from rich.text import Text
 
 from gateway import client, config, screens, server
 from gateway.demo import model
+from gateway.demo.weights import UnsafeWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from rich.console import Console
+
+__all__ = ["UnsafeWeights", "build", "repository", "run"]
 
 PHOTO = Path(skimage.__file__).parent / "data" / "coffee.png"
 """A cup of coffee on a table, by Rachel Michetti; CC0. It comes with scikit-image."""
@@ -40,24 +41,21 @@ def run(console: Console, *, port: int, once: bool) -> int:
     root = build(console)
     settings = config.load(None, os.environ, {"models": str(root), "port": port, "log_level": "warning"})
 
-    def body() -> Callable[[server.Gateway], Awaitable[None]]:
-        async def ask(gateway: server.Gateway) -> None:
-            with console.status("starting the gateway, its decoders and its worker"):
-                await gateway.wait_ready()
-            console.print(f"serving [bold]{NAME}[/] on {gateway.url}")
-            photo = PHOTO.read_bytes()
-            answers = await asyncio.to_thread(client.predict, gateway.url, NAME, [photo], None)
-            console.print(screens.answer(PHOTO.name, answers[0]))
-            console.print("\nthe same with curl:")
-            line = f"  curl --data-binary @{PHOTO} -H 'Content-Type: image/png' {gateway.url}/predictions/{NAME}"
-            console.print(Text(line, "cyan"), soft_wrap=True)
-            if not once:
-                console.print("\nserving until Ctrl-C")
-                await server.forever(gateway)
+    async def ask(gateway: server.Gateway) -> None:
+        with console.status("starting the gateway, its decoders and its worker"):
+            await gateway.wait_ready()
+        console.print(f"serving [bold]{NAME}[/] on {gateway.url}")
+        photo = PHOTO.read_bytes()
+        answers = await asyncio.to_thread(client.predict, gateway.url, NAME, [photo], None)
+        console.print(screens.answer(PHOTO.name, answers[0]))
+        console.print("\nthe same with curl:")
+        line = f"  curl --data-binary @{PHOTO} -H 'Content-Type: image/png' {gateway.url}/predictions/{NAME}"
+        console.print(Text(line, "cyan"), soft_wrap=True)
+        if not once:
+            console.print("\nserving until Ctrl-C")
+            await server.forever(gateway)
 
-        return ask
-
-    return server.run(settings, body())
+    return server.run(settings, ask)
 
 
 def build(console: Console) -> Path:

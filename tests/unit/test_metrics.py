@@ -69,7 +69,7 @@ def counted() -> Metrics:
     model.image_refused("undecodable_image")
     model.request_done(5_000_000, 6_000_000, 7_000_000)
     model.request_refused("overloaded")
-    model.batch_sent(3, Seal.FULL)
+    model.batch_ran(3, Seal.FULL, 1_000_000, 2_000_000, 3_000_000)
     model.client_closed += 1
     return made
 
