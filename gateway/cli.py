@@ -109,22 +109,17 @@ def predict(
     top_k: Annotated[int | None, typer.Option(help="Classes per image; default: the model's.")] = None,
 ) -> None:
     """Send image files to a running server and print what it says of each."""
-    images = []
-    for file in files:
-        try:
-            images.append(file.read_bytes())
-        except OSError as error:
-            _fail(f"{file}: {error.strerror}")
     failed = False
     try:
-        for start in range(0, len(files), screens.FILES_PER_REQUEST):
-            chunk = slice(start, start + screens.FILES_PER_REQUEST)
-            answers = client.predict(url, model, images[chunk], top_k)
-            for file, answer in zip(files[chunk], answers, strict=True):
+        for chunk in client.chunks(files):
+            answers = client.predict(url, model, [image for _, image in chunk], top_k)
+            for (file, _), answer in zip(chunk, answers, strict=True):
                 _out.print(screens.answer(str(file), answer))
                 failed = failed or "error" in answer
     except client.ServerSaysNo as error:
         _fail(error)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
     raise typer.Exit(1 if failed else 0)
 
 

@@ -112,8 +112,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Check what one field alone cannot say. Raises ValueError, which `load` reports with the sources."""
-        if self.body_size_max > self.bodies_size_max:
-            raise ValueError("body_size_max is over bodies_size_max; raise the latter")
+        if 2 * self.body_size_max > self.bodies_size_max:
+            raise ValueError("body_size_max is over half of bodies_size_max; raise the latter")
         if self.body_rate_grace_s > self.body_timeout_s:
             raise ValueError("body_rate_grace_s is over body_timeout_s; lower the former")
         if len(set(self.devices)) != len(self.devices):

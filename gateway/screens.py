@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -16,7 +14,7 @@ from rich.text import Text
 from gateway import config, logs
 from gateway.driver import Driver
 from gateway.errors import InvalidModel
-from gateway.models.repository import describe, read_version, scan
+from gateway.models.repository import contract_toml, read_version, scan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from gateway.models.repository import ModelVersion
-
-FILES_PER_REQUEST = 16
-"""Files that `penstock predict` sends together."""
 
 BAR_WIDTH = 32
 POLL_S = 0.05
@@ -81,7 +76,7 @@ def check(console: Console, directory: Path, device: str) -> bool:
         stop_logs()
     for model, state in zip(driver.models, driver.children.states, strict=True):
         console.rule(f"{escape(model.name)}/{model.version}")
-        console.print(_contract(model))
+        console.print(Text(contract_toml(model.contract).rstrip()))
         if state.failures:
             console.print(Text.assemble(("refused  ", "bold red"), next(iter(state.failures.values()))))
             continue
@@ -102,16 +97,6 @@ def check(console: Console, directory: Path, device: str) -> bool:
     return any(state.failures for state in driver.children.states)
 
 
-def _contract(model: ModelVersion) -> Table:
-    """The effective contract, defaults included, a row a key."""
-    table = Table.grid(padding=(0, 2))
-    for section, value in describe(model.contract).items():
-        rows = value.items() if isinstance(value, dict) else [("", value)]
-        for key, setting in rows:
-            table.add_row(Text(f"{section}.{key}" if key else section, "bold"), Text(json.dumps(setting)))
-    return table
-
-
 def _find(directory: Path) -> list[ModelVersion]:
     """`directory` as a version, a model, or a repository."""
     if (directory / "model.toml").is_file():
@@ -129,9 +114,12 @@ async def _load(found: list[ModelVersion], settings: config.Settings, progress: 
     try:
         while not all(state.loaded or state.failures for state in driver.children.states):
             if driver.core.workers[0].restarts.failing:
-                raise InvalidModel(
-                    f"the worker keeps dying on {os.fspath(found[0].directory)}; its last words are above"
-                )
+                stuck = [
+                    str(model.directory)
+                    for model, state in zip(driver.models, driver.children.states, strict=True)
+                    if not state.loaded and not state.failures
+                ]
+                raise InvalidModel(f"the worker keeps dying, on one of {', '.join(stuck)}; its last words are above")
             for model, state in zip(driver.models, driver.children.states, strict=True):
                 for stage in state.loading.values():
                     progress(f"{escape(model.name)}/{model.version}: {stage}")

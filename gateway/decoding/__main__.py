@@ -26,7 +26,7 @@ import sys
 import msgspec
 
 from gateway.decoding import pillow, sandbox
-from gateway.decoding.loop import CpuBudget, Decoder, Model
+from gateway.decoding.loop import CpuBudget, Decoder, Model, report
 from gateway.decoding.warm import warm_up
 from gateway.models.spec import Contract
 from shm import views, wire
@@ -81,12 +81,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    """One line on stderr, which the gateway may have closed or turned into a file."""
-    try:
-        sys.stderr.write(f"penstock decoder: {message}\n")
-        sys.stderr.flush()
-    except OSError:
-        return code
+    """Say on stderr why this process ends; returns `code`."""
+    report("decoder_failed", message)
     return code
 
 

@@ -6,12 +6,15 @@ A bad image becomes a status. A bad frame is the gateway's bug and ends the proc
 from __future__ import annotations
 
 import binascii
+import contextlib
+import logging
+import os
 import signal
-import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway import logs
 from gateway.decoding.edge import OUT_OF_MEMORY
 from gateway.decoding.imaging import Recipe, Scratch, decode_into
 from gateway.errors import PayloadTooLarge, Refusal, UndecodableImage, UnsupportedMediaType
@@ -162,7 +165,7 @@ class Decoder:
             status, detail = ItemStatus.UNDECODABLE, OUT_OF_MEMORY
         except Exception:  # noqa: BLE001 - a bug of ours costs this image, not the process
             status, detail = ItemStatus.FAILED, "The image could not be decoded because of an error in the server."
-            _report()
+            report("decode_failed", traceback.format_exc())
         self._budget.disarm()
         self._recorder.note(0)
         now_ns = time.monotonic_ns()
@@ -192,9 +195,11 @@ def from_base64(body: Body) -> bytes:
         raise BadBase64("The image is not base64 (standard alphabet, no line breaks).") from None
 
 
-def _report() -> None:
-    """A traceback to stderr, if it can be written; the sandbox may forbid it (RLIMIT_FSIZE on a file)."""
-    try:
-        traceback.print_exc(file=sys.stderr)
-    except OSError:
-        return
+def report(event: str, detail: str) -> None:
+    """One line on stderr in the shape of the gateway's, if it can be written; the sandbox may forbid it (RLIMIT_FSIZE
+    on a file).
+    """
+    record = logging.LogRecord("penstock.decoder", logging.ERROR, "", 0, event, None, None)
+    record.penstock_fields = {"pid": os.getpid(), "detail": detail}
+    with contextlib.suppress(OSError):
+        os.write(2, logs.render(record))

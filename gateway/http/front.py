@@ -22,10 +22,14 @@ from gateway.http.status import Status
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from gateway.config import Settings
     from gateway.driver import Driver
     from gateway.http.responses import Reply
+
+    Refuse = Callable[[errors.Refusal, str], Reply]
+    """Count a refusal and put it into words, for a request id."""
     from gateway.metrics import Sample
 
 _log = logs.get("http")
@@ -51,12 +55,15 @@ class Connection(RequestHandler):
     ) -> web.StreamResponse:
         """The answer to a request that never reached, or broke, a handler."""
         del request, message
+        request_id = secrets.token_hex(8)
         if status < 500:  # noqa: PLR2004 - the client's fault
             refusal: errors.Refusal = errors.BadRequest("this is not well-formed HTTP, or a header is too long")
         else:
-            _log.error("request_failed", error=repr(exc))
+            _log.error("request_failed", request_id=request_id, error=repr(exc))
             refusal = errors.Refusal("something went wrong here; the log has it under this request id")
-        response = responses.problem(refusal, secrets.token_hex(8))
+        server = self._manager
+        assert isinstance(server, _Server)
+        response = server.refuse(refusal, request_id)
         response.force_close()
         return response
 
@@ -64,10 +71,12 @@ class Connection(RequestHandler):
 class _Full(asyncio.Protocol):
     """A connection over the limit: told so, and closed, before it can send anything."""
 
+    def __init__(self, refuse: Refuse) -> None:
+        self._refuse = refuse
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         refusal = errors.Overloaded("too many connections; try again shortly", retry_after_s=1)
-        body = responses.problem(refusal, secrets.token_hex(8)).body
-        assert isinstance(body, bytes)
+        body = self._refuse(refusal, secrets.token_hex(8)).body
         stream = cast("asyncio.Transport", transport)  # uvloop's is none by type
         stream.write(_FULL % (len(body), body))
         stream.close()
@@ -76,8 +85,11 @@ class _Full(asyncio.Protocol):
 class _Server(web.Server):
     """aiohttp's server with our connections, counted."""
 
-    def __init__(self, *args: Any, connections_max: int, options: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, connections_max: int, options: dict[str, Any], refuse: Refuse, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.refuse = refuse
         self._connections_max = connections_max
         self._options = options
         self.connection_count = 0
@@ -93,7 +105,7 @@ class _Server(web.Server):
     def protocol(self) -> asyncio.Protocol:
         """The factory for accepted connections."""
         if self.connection_count >= self._connections_max:
-            return _Full()
+            return _Full(self.refuse)
         return Connection(self, loop=self._loop, **self._options)
 
 
@@ -117,6 +129,7 @@ class Front:
             self._handle,
             handler_cancellation=True,
             connections_max=settings.connections_max,
+            refuse=self._refuse,
             options={
                 "keepalive_timeout": settings.header_timeout_s,
                 "lingering_time": LINGER_S,

@@ -106,7 +106,7 @@ class Predict:
             read_payload = payloads.choose(content_type)
             deadline_ns = served.deadline_ns(received_ns, url.deadline_ms if url else None)
             self._core.precheck(served.line, deadline_ns, received_ns)
-            body = self._reader.read_nowait(request) or await self._reader.read(request)
+            body = self._reader.read_nowait(request) or await self._reader.read(request, deadline_ns)
             read_ns = time.monotonic_ns()
             try:
                 region = body.region
@@ -132,6 +132,9 @@ class Predict:
             raise
         except asyncio.CancelledError:
             counts.client_closed += 1
+            raise
+        except Exception:
+            counts.request_refused(errors.Refusal.code)
             raise
         end_ns = time.monotonic_ns()
         counts.request_done(read_ns - received_ns, end_ns - done_ns, end_ns - received_ns)

@@ -66,7 +66,7 @@ class Reply(web.StreamResponse):
     """A whole answer, sent with one write.
 
     aiohttp's own response assembles its headers in a dict of a dozen steps; ours are five, known, and the same each
-    time. Measured beside it: 9 µs less a request (`bench/micro.py`, in ARCHITECTURE.md).
+    time.
     """
 
     def __init__(self, body: bytes, content_type: str, request_id: str, status: int = 200, more: str = "") -> None:

@@ -95,7 +95,6 @@ class Dispatcher:
         for ticket in tickets:
             ticket.run_ns = now_ns
             ticket.runs += 1
-            ticket.batch_size = len(tickets)
             move(ticket.slot, _SLOT_RUNNING)
         return RunBatch(worker.index, batch)
 

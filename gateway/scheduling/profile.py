@@ -1,6 +1,7 @@
 """What a batch costs: l(b) as measured by the worker at load, and the sizes it argues for.
 
-Source: reference figures in ARCHITECTURE.md; the rule for B* is Symphony's (1 + 1/N) l(B) <= D, and Nexus's for N = 1.
+Source: the rule for the best size B is Symphony's (1 + 1/N) l(B) <= D (arXiv 2308.07470); for N = 1 it is Nexus's
+(SOSP 2019).
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Scheduler:
         if self.draining:
             raise errors.Draining("the server is going down; send this to another one", retry_after_s=5)
         if not line.serving:
-            raise errors.ModelNotReady(f"model {line.name} is not serving yet; see /readyz", retry_after_s=1)
+            raise self._not_serving(line)
         if now_ns >= deadline_ns:
             raise errors.DeadlineExceeded("the deadline passed before the request was read; allow more time")
         if line.held_count >= line.queue_max:
@@ -130,6 +130,10 @@ class Scheduler:
         """
         if self.draining:
             raise errors.Draining("the server is going down; send this to another one", retry_after_s=5)
+        if len(parts) > line.queue_max:
+            raise errors.PayloadTooLarge(
+                f"{len(parts)} images in one request; the queue of model {line.name} takes {line.queue_max} in all"
+            )
         if line.held_count + len(parts) > line.queue_max:
             raise self._full(line)
         now_ns = self._at(now_ns)
@@ -144,6 +148,14 @@ class Scheduler:
         line.held_count += len(tickets)
         self.live_count += len(tickets)
         return tickets
+
+    def _not_serving(self, line: Line) -> errors.ModelNotReady:
+        """With a Retry-After while a worker is still loading; not when trying again would be no use."""
+        if any(not worker.was_ready and not worker.restarts.failing for worker in self.workers):
+            return errors.ModelNotReady(f"model {line.name} is not serving yet; see /readyz", retry_after_s=1)
+        return errors.ModelNotReady(
+            f"model {line.name} was refused by its worker, or its processes keep dying; see /readyz"
+        )
 
     def _full(self, line: Line) -> errors.Overloaded:
         return errors.Overloaded(

@@ -71,7 +71,6 @@ class Ticket:
 
     __slots__ = (
         "attempts",
-        "batch_size",
         "body",
         "cost_ns",
         "deadline_ns",
@@ -121,7 +120,6 @@ class Ticket:
         self.attempts = 0
         self.runs = 0
         self.cost_ns = 0
-        self.batch_size = 0
         self.submitted_ns = now_ns
         self.sent_ns = self.decoded_ns = self.run_ns = self.done_ns = 0
         self.decode_ns = 0

@@ -33,5 +33,5 @@ def slow(tmp_path_factory):
     one = {"batching": {"sizes": [1]}}
     write_model(root, "m", **one, fake={"base_ms": 200.0}, limits={"queue_max": 4})
     write_model(root, "wide", **one, fake={"base_ms": 200.0})
-    with gateway(root, bodies_size_max=1 << 20, body_size_max=1 << 20, body_timeout_s=1.0, body_rate_grace_s=0.3) as it:
+    with gateway(root, bodies_size_max=2 << 20, body_size_max=1 << 20, body_timeout_s=1.0, body_rate_grace_s=0.3) as it:
         yield it

@@ -291,10 +291,26 @@ def test_a_full_queue_is_503_at_once_and_the_accepted_are_answered(slow):
 
 
 @pytest.mark.slow
+def test_what_is_only_announced_takes_little_of_the_budget(plain):
+    """Sixteen clients that announce 16 MiB each and send nothing would otherwise hold the default budget."""
+    with plain.connect() as connection:
+        connection.send(head("POST", "/predictions/m", {**IMAGE, "Content-Length": str(1 << 20)}))
+        wait_until(lambda: plain.metric("penstock_body_bytes"), "it has its room")
+        assert plain.metric("penstock_body_bytes") <= 1 << 20
+
+
+@pytest.mark.slow
+def test_the_deadline_holds_while_the_body_is_read(plain):
+    with plain.connect() as connection:
+        connection.send(head("POST", "/predictions/m?deadline_ms=50", {**IMAGE, "Content-Length": "5000"}) + b"abc")
+        assert_problem(connection.read_answer(), 504, "deadline_exceeded")
+
+
 def test_bodies_over_the_budget_are_503_and_the_budget_comes_back(slow):
-    with slow.connect() as first:
-        first.send(head("POST", "/predictions/m", {**IMAGE, "Content-Length": str(1 << 20)}))
-        wait_until(lambda: slow.metric("penstock_body_bytes") >= 1 << 20, "the first has its room")
+    with slow.connect() as first, slow.connect() as second:
+        for connection in (first, second):
+            connection.send(head("POST", "/predictions/m", {**IMAGE, "Content-Length": str(1 << 20)}))
+        wait_until(lambda: slow.metric("penstock_body_bytes") >= 2 << 20, "both have their room")
         answer = slow.predict(png(1))
         assert_problem(answer, 503, "overloaded", retry=True)
         assert "memory for request bodies" in answer.document["detail"]

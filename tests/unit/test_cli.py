@@ -9,7 +9,7 @@ import tomllib
 import pytest
 from typer.testing import CliRunner
 
-from gateway import config
+from gateway import client, config
 from gateway.cli import app
 from tests.support.gateways import FAIL, digest, gateway, pixels, png, write_model
 from tests.support.graphs import means
@@ -301,3 +301,18 @@ def test_check_of_what_is_no_model_is_2(run, repository, path):
     found = run("check", repository / path)
     assert found.exit_code == 2
     assert "Traceback" not in flat(found)
+
+
+def test_files_go_in_groups_that_a_server_takes(tmp_path):
+    small = [tmp_path / f"small{number}" for number in range(18)]
+    large = [tmp_path / f"large{number}" for number in range(3)]
+    for file in small:
+        file.write_bytes(b"x")
+    for file in large:
+        file.write_bytes(bytes(5 << 20))
+
+    groups = [[file.name for file, _ in group] for group in client.chunks([*small, *large])]
+
+    assert [len(group) for group in groups] == [16, 3, 1, 1]
+    assert groups[1] == ["small16", "small17", "large0"]
+    assert list(client.chunks([])) == []

@@ -85,7 +85,7 @@ def test_whole_numbers_are_fine_for_durations(write):
         ("port = ", ("not TOML",)),
         (b"\xff", ("not TOML",)),
         (b"#" * (config.FILE_SIZE_MAX + 1), ("larger than",)),
-        ("body_size_max = 2000000\nbodies_size_max = 1048576", ("body_size_max is over bodies_size_max",)),
+        ("body_size_max = 2000000\nbodies_size_max = 1048576", ("body_size_max is over half of bodies_size_max",)),
         ("body_timeout_s = 1", ("body_rate_grace_s is over body_timeout_s",)),
         ('devices = ["cpu", "cpu"]', ("devices names one twice",)),
     ],

@@ -117,7 +117,7 @@ def test_the_longest_reply_fits_a_frame():
     wire.encode(wire.Decoded([item] * loop.REPLY_ITEMS_MAX))
 
 
-def test_a_bug_of_ours_costs_one_image_and_tells_the_client_nothing(ours, monkeypatch, capsys):
+def test_a_bug_of_ours_costs_one_image_and_tells_the_client_nothing(ours, monkeypatch, capfd):
     left, decoder, bodies = ours
     real = loop.decode_into
     calls = []
@@ -133,7 +133,7 @@ def test_a_bug_of_ours_costs_one_image_and_tells_the_client_nothing(ours, monkey
     outcomes = [item for frame in frames for item in frame]
     assert [item.status for item in outcomes] == [ItemStatus.FAILED, ItemStatus.OK]
     assert "secret" not in outcomes[0].detail
-    assert "KeyError" in capsys.readouterr().err
+    assert "KeyError" in capfd.readouterr().err
     assert decoder._recorder.last() == 0
 
 
