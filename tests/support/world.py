@@ -386,6 +386,7 @@ class World:
             if self.core.draining:
                 require(refused == ["pre_draining"], f"while draining, requests meet {refused}")
                 continue
-            bad = [name for name in refused if "overloaded" not in name]
+            # More images at once than a queue takes is what a request may ask for here, and is refused for good.
+            bad = [name for name in refused if "overloaded" not in name and "payload_too_large" not in name]
             bad += [name for name in ("deadline_exceeded", "worker_lost", "undecodable_image") if gained.get(name)]
             require(not bad, f"a quiet and healthy server says {bad}")

@@ -125,7 +125,7 @@ def test_a_ticket_from_submit_to_release():
     assert core.quiet()
     times = (ticket.submitted_ns, ticket.sent_ns, ticket.decoded_ns, ticket.run_ns, ticket.done_ns)
     assert times == (NOW, NOW, NOW + 1 * MS, NOW + 2 * MS, NOW + 12 * MS)
-    assert (ticket.decode_ns, ticket.batch_size, ticket.runs) == (700_000, 1, 1)
+    assert (ticket.decode_ns, ticket.runs) == (700_000, 1)
 
 
 def test_a_tensor_is_copied_and_runs():
@@ -541,3 +541,23 @@ def test_whoever_still_waits_at_the_end_of_a_drain_is_told_so():
 
     assert core.do(NOW + 1 * MS) == ["finish 1: draining", "finish 2: draining", "finish 3: draining"]
     assert core.s.live_count == 0
+
+
+def test_more_images_than_the_queue_ever_takes_are_refused_for_good():
+    core = Core(line(queue_max=2))
+    with pytest.raises(errors.PayloadTooLarge, match=r"3 images.*takes 2"):
+        core.submit(count=3)
+    assert core.bodies.held_size == 0
+
+
+def test_trying_again_is_advised_only_while_a_worker_still_loads():
+    core = Core(up=False)
+    core.do(NOW)
+    with pytest.raises(errors.ModelNotReady) as caught:
+        core.s.precheck(core.lines[0], NOW + 1 * S, NOW)
+    assert caught.value.retry_after_s == 1
+
+    core.s.worker_ready(0, {}, NOW)
+    with pytest.raises(errors.ModelNotReady, match="refused") as caught:
+        core.s.precheck(core.lines[0], NOW + 1 * S, NOW)
+    assert caught.value.retry_after_s is None

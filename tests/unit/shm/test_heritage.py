@@ -212,3 +212,11 @@ def test_a_grant_is_mapped_as_it_was_granted(house):
     with pytest.raises(TypeError):
         readable.map[9] = 6
     readable.close()
+
+
+def test_a_child_is_scheduled_as_batch_work(house):
+    try:
+        house.heritage().yield_to_parent()
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
