@@ -275,7 +275,7 @@ def test_check_of_a_good_model_prints_its_contract_and_its_profile(run, reposito
     found = run("check", repository / path)
     assert found.exit_code == 0, flat(found)
     assert "good CPUExecutionProvider, 3 labels" in flat(found)
-    assert 'input.resize "crop"' in flat(found)
+    assert 'resize = "crop"' in flat(found)
     assert "batch size" in flat(found)
 
 
