@@ -106,3 +106,8 @@ def test_every_key_of_a_contract_is_documented(section):
     page = (ROOT / "docs" / "models.md").read_text()
     for field in msgspec.structs.fields(section):
         assert f"`{field.name}`" in page, field.name
+
+
+def test_no_page_has_a_gap():
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        assert "@@" not in page.read_text(), page.name
