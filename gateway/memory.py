@@ -130,6 +130,7 @@ class Memory:
             directory=str(model.directory) if for_worker else "",
             contract=msgspec.json.encode(model.contract).decode(),
             slot_count=memory.slot_count,
+            label_count=len(model.labels),
             input=Grant(input_fd, memory.input.size, writable=not for_worker),
             output=Grant(memory.output.fd, memory.output.size, writable=True) if for_worker else None,
         )

@@ -18,7 +18,6 @@ from shm import layout, views
 if TYPE_CHECKING:
     import mmap
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from gpuworker.backend import Backend, Outputs
     from shm.layout import Field
 
-_LABELS_SIZE_MAX = 1 << 24
 _SCORE_DTYPES = frozenset({"float16", "float32", "float64"})
 
 
@@ -42,11 +40,11 @@ class Answer(Protocol):
 
 
 def make_answer(
-    contract: Contract, backend: Backend, directory: Path, buffer: mmap.mmap | bytearray, slot_count: int
+    contract: Contract, backend: Backend, label_count: int, buffer: mmap.mmap | bytearray, slot_count: int
 ) -> Answer:
     """Choose the kind for the contract's task, on output slots in `buffer`. Raises InvalidModel."""
     kind = Classes if contract.output.task == "classification" else Tensors
-    return kind(contract, backend, directory, buffer, slot_count)
+    return kind(contract, backend, label_count, buffer, slot_count)
 
 
 class Classes:
@@ -56,10 +54,10 @@ class Classes:
     """
 
     def __init__(
-        self, contract: Contract, backend: Backend, directory: Path, buffer: mmap.mmap | bytearray, slot_count: int
+        self, contract: Contract, backend: Backend, label_count: int, buffer: mmap.mmap | bytearray, slot_count: int
     ) -> None:
         class_count = _class_count(backend)
-        _check_labels(directory, contract.output.labels, class_count)
+        _check_labels(contract.output.labels, label_count, class_count)
         self._source = backend.fields[0].name
         self._ranked = backend.ranked_class_count > 0
         self._activation = contract.output.activation
@@ -98,9 +96,9 @@ class Tensors:
     """Embedding and raw: every output tensor, as the engine gives it."""
 
     def __init__(
-        self, contract: Contract, backend: Backend, directory: Path, buffer: mmap.mmap | bytearray, slot_count: int
+        self, contract: Contract, backend: Backend, label_count: int, buffer: mmap.mmap | bytearray, slot_count: int
     ) -> None:
-        del directory
+        del label_count
         self.fields = tuple(backend.fields)
         needed = layout.offsets(self.fields)[1]
         if needed > contract.output.size_max:
@@ -148,24 +146,11 @@ def _class_count(backend: Backend) -> int:
     return field.shape[0]
 
 
-def _check_labels(directory: Path, name: str, class_count: int) -> None:
-    """Raise InvalidModel when there is a file of class names with another count than the model has."""
-    path = (directory / name).resolve()
-    if not path.is_relative_to(directory.resolve()):
-        raise InvalidModel(f"output.labels = '{shown(name)}' is not in the model's directory; copy it there")
-    try:
-        if path.stat().st_size > _LABELS_SIZE_MAX:
-            raise InvalidModel(f"{shown(name)} has over {_LABELS_SIZE_MAX} bytes; it is one class name a line")
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        return
-    except (OSError, UnicodeDecodeError):
-        raise InvalidModel(f"{shown(name)} cannot be read as UTF-8 text; it is one class name a line") from None
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if len(lines) == class_count:
+def _check_labels(name: str, label_count: int, class_count: int) -> None:
+    """Raise InvalidModel when there are class names, and another number of them than the model has classes."""
+    if label_count in (0, class_count):
         return
     advice = "make it one class name a line, in index order"
-    if abs(len(lines) - class_count) == 1:
+    if abs(label_count - class_count) == 1:
         advice += "; a difference of one is often a background class, first in one of them"
-    raise InvalidModel(f"{shown(name)} names {len(lines)} classes, the model has {class_count}; {advice}")
+    raise InvalidModel(f"{shown(name)} names {label_count} classes, the model has {class_count}; {advice}")

@@ -89,7 +89,7 @@ def _load(
 
     send(Loading(index, "session", 0.0))
     backend.load()
-    answer = make_answer(contract, backend, Path(grant.directory), slots.output.map, slots.slot_count)
+    answer = make_answer(contract, backend, grant.label_count, slots.output.map, slots.slot_count)
     pixels = views.pixel_rows(slots.input.map, contract.input.shape, slots.slot_count)
     rows = [slot.reshape(-1) for slot in pixels]
     model = Model(grant.name, sizes, backend, answer, rows)

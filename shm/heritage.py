@@ -40,6 +40,8 @@ class ModelGrant(msgspec.Struct, frozen=True, kw_only=True):
     """Where the model's files are; empty for decoders, which cannot open files."""
     contract: str
     slot_count: int
+    label_count: int = 0
+    """Class names that the gateway has read; 0 without any."""
     input: Grant
     output: Grant | None
     """None for decoders."""
