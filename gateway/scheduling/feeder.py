@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.scheduling.restarts import Restarts
+from gateway.scheduling.restarts import ChildState
 from gateway.scheduling.ticket import TENSOR, Fill, Send, Stage, Ticket, TicketQueue
 from shm.arena import SlotState
 
@@ -54,39 +54,18 @@ _RATE_MIN, _RATE_MAX, _RATE_START = 1.0, 60.0, 8.0
 _SMOOTHING = 0.02
 
 
-class DecoderState:
+class DecoderState(ChildState):
     """One decoder as the core sees it. `held` is what it was sent and has not answered, in that order."""
 
-    __slots__ = (
-        "broken",
-        "condemned",
-        "cost_ns",
-        "due_ns",
-        "held",
-        "index",
-        "large_count",
-        "ready",
-        "restarts",
-        "spawn_at_ns",
-        "started_ns",
-    )
+    __slots__ = ("cost_ns", "due_ns", "held", "large_count")
 
     def __init__(self, index: int) -> None:
-        self.index = index
-        self.ready = False
-        self.condemned = False
-        """Its death was asked for and has not come back: whatever it says, it gets nothing more."""
-        self.broken = False
-        """It broke the protocol."""
+        super().__init__(index)
         self.held: dict[int, Ticket] = {}
         self.cost_ns = 0
         self.large_count = 0
         self.due_ns = 0
         """When it must have answered something; 0 while it holds nothing."""
-        self.restarts = Restarts()
-        self.spawn_at_ns: int | None = 0
-        """When to start it; None while it runs or starts."""
-        self.started_ns = 0
 
     def owes_by_ns(self) -> int | None:
         """When it must have answered something; None while it holds nothing."""

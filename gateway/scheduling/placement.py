@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.scheduling.restarts import Restarts
+from gateway.scheduling.restarts import ChildState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,39 +26,19 @@ BATCHES_MAX = 2
 """One running, one staged. More would hide nothing and add l(B) to every deadline."""
 
 
-class WorkerState:
+class WorkerState(ChildState):
     """One worker as the core sees it. `batches[0]` runs, `batches[1]` is staged."""
 
-    __slots__ = (
-        "batches",
-        "broken",
-        "condemned",
-        "free_at_ns",
-        "index",
-        "profiles",
-        "ready",
-        "restarts",
-        "spawn_at_ns",
-        "started_ns",
-        "was_ready",
-    )
+    __slots__ = ("batches", "free_at_ns", "profiles", "was_ready")
 
     def __init__(self, index: int) -> None:
-        self.index = index
-        self.ready = False
-        self.condemned = False
-        """Its death was asked for and has not come back: whatever it says, it gets nothing more."""
-        self.broken = False
-        """It broke the protocol, so nobody knows what it has run."""
+        super().__init__(index)
         self.was_ready = False
         self.batches: list[Batch] = []
         self.profiles: dict[int, Profile] = {}
         """By model index: what this worker (or, while it restarts, its last incarnation) has loaded."""
         self.free_at_ns = 0
         """When everything it was given is expected to be done."""
-        self.restarts = Restarts()
-        self.spawn_at_ns: int | None = 0
-        self.started_ns = 0
 
     def owes_by_ns(self) -> int | None:
         """When the batch that it runs must have been answered; None while it has none."""

@@ -1,4 +1,4 @@
-"""When a dead child comes back: at once the first time, later and later when it keeps dying."""
+"""What the core keeps about any child, and when a dead one comes back: at once the first time, then later and later."""
 
 from __future__ import annotations
 
@@ -38,3 +38,22 @@ class Restarts:
         self.in_a_row = 1 if settled else self.in_a_row + 1
         self.total += 1
         return now_ns + BACK_OFF_NS[min(self.in_a_row, len(BACK_OFF_NS)) - 1]
+
+
+class ChildState:
+    """What the core keeps about any child. Decoders and workers add what they hold."""
+
+    __slots__ = ("broken", "condemned", "index", "ready", "restarts", "spawn_at_ns", "started_ns")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.ready = False
+        self.condemned = False
+        """Its death was asked for and has not come back: whatever it says, it gets nothing more."""
+        self.broken = False
+        """It broke the protocol, so nobody knows what it has done."""
+        self.restarts = Restarts()
+        self.spawn_at_ns: int | None = 0
+        """When to start it; None while it runs or starts."""
+        self.started_ns = 0
+        """When it was started; 0 once it was condemned."""

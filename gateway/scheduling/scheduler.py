@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway import errors
+from gateway.scheduling import refusals
 from gateway.scheduling.dispatcher import Dispatcher
 from gateway.scheduling.feeder import Feeder
 from gateway.scheduling.placement import WorkerState
@@ -32,6 +32,7 @@ from shm.wire import ItemStatus
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from gateway import errors
     from gateway.scheduling.line import Line
     from shm.wire import Encoding, ProfilePoint
 
@@ -81,7 +82,7 @@ class Scheduler:
         self.workers = [WorkerState(index) for index in range(worker_count)]
         self.feeder = Feeder(decoder_count, frame_count_max=frame_count_max, hang_ns=decoder_hang_ns)
         self._watch = Watch(self.feeder.decoders, self.workers, start_timeout_ns=start_timeout_ns)
-        self._dispatcher = Dispatcher(self.lines, self.workers, lambda late: self._finish(late, _late()))
+        self._dispatcher = Dispatcher(self.lines, self.workers, lambda late: self._finish(late, refusals.late()))
         self.draining = False
         self.live_count = 0
         """Tickets that were accepted and not yet answered."""
@@ -98,19 +99,19 @@ class Scheduler:
         Raises: Draining, ModelNotReady, DeadlineExceeded, Overloaded.
         """
         if self.draining:
-            raise errors.Draining("the server is going down; send this to another one", retry_after_s=5)
+            raise refusals.draining()
         if not line.serving:
             raise self._not_serving(line)
         if now_ns >= deadline_ns:
-            raise errors.DeadlineExceeded("the deadline passed before the request was read; allow more time")
+            raise refusals.too_late()
         if line.held_count >= line.queue_max:
-            raise self._full(line)
+            raise refusals.full(line)
 
     def allocate_body(self, size: int) -> Body:
         """Room for `size` bytes of body. Raises Overloaded when the byte budget is used up."""
         region = self.bodies.allocate_nowait(size)
         if region is None:
-            raise errors.Overloaded("the memory for request bodies is full; try again shortly", retry_after_s=1)
+            raise refusals.no_memory()
         return Body(self.bodies, region)
 
     def submit(
@@ -129,13 +130,11 @@ class Scheduler:
         Every ticket holds the body; the caller's own hold stays the caller's. Raises Overloaded, Draining.
         """
         if self.draining:
-            raise errors.Draining("the server is going down; send this to another one", retry_after_s=5)
+            raise refusals.draining()
         if len(parts) > line.queue_max:
-            raise errors.PayloadTooLarge(
-                f"{len(parts)} images in one request; the queue of model {line.name} takes {line.queue_max} in all"
-            )
+            raise refusals.never_fits(line, len(parts))
         if line.held_count + len(parts) > line.queue_max:
-            raise self._full(line)
+            raise refusals.full(line)
         now_ns = self._at(now_ns)
         tickets = []
         for offset, size, encoding in parts:
@@ -151,17 +150,8 @@ class Scheduler:
 
     def _not_serving(self, line: Line) -> errors.ModelNotReady:
         """With a Retry-After while a worker is still loading; not when trying again would be no use."""
-        if any(not worker.was_ready and not worker.restarts.failing for worker in self.workers):
-            return errors.ModelNotReady(f"model {line.name} is not serving yet; see /readyz", retry_after_s=1)
-        return errors.ModelNotReady(
-            f"model {line.name} was refused by its worker, or its processes keep dying; see /readyz"
-        )
-
-    def _full(self, line: Line) -> errors.Overloaded:
-        return errors.Overloaded(
-            f"{line.held_count} images wait for model {line.name}, which takes {line.queue_max}; try again shortly",
-            retry_after_s=1,
-        )
+        still_loading = any(not worker.was_ready and not worker.restarts.failing for worker in self.workers)
+        return refusals.loading(line) if still_loading else refusals.not_served(line)
 
     def cancel(self, ticket: Ticket, now_ns: int) -> None:
         """The client is gone: queued work is dropped, running work is thrown away when it comes back."""
@@ -236,8 +226,7 @@ class Scheduler:
             ticket.attempts += 1 if ticket.number == blamed or not named else 0
             attempts_max = BLAMED_ATTEMPTS_MAX if ticket.number == blamed else DECODE_ATTEMPTS_MAX
             if (ticket.number == blamed and guilty) or ticket.attempts >= attempts_max:
-                refusal = errors.UndecodableImage("decoding this image crashed, or cost more than is allowed")
-                self._finish(ticket, refusal, returned=True)
+                self._finish(ticket, refusals.undecodable(), returned=True)
             else:
                 ticket.stage = _WAITING
                 self.feeder.enqueue(ticket)
@@ -286,7 +275,7 @@ class Scheduler:
                 ticket.done_ns = 0
                 self._requeue(ticket, now_ns)
             else:
-                self._finish(ticket, errors.InferenceFailed("the model failed on this image"), returned=True)
+                self._finish(ticket, refusals.failed(), returned=True)
         return batch
 
     def worker_lost(self, index: int, now_ns: int) -> None:
@@ -305,8 +294,7 @@ class Scheduler:
                 if ticket.stage is _ENDED:
                     _free_slot(ticket)
                 elif ticket.runs >= RUNS_MAX:
-                    refusal = errors.WorkerLost("two workers died on this request; it may be the cause")
-                    self._finish(ticket, refusal, returned=True)
+                    self._finish(ticket, refusals.lost(), returned=True)
                 else:
                     self._requeue(ticket, now_ns)
 
@@ -332,7 +320,7 @@ class Scheduler:
         """The drain took too long: whoever still waits is told to ask another server, which a reset would not say."""
         self._at(now_ns)
         while (ticket := self._deadlines.peek()) is not None:
-            self._finish(ticket, errors.Draining("the server went down; send this to another one", retry_after_s=5))
+            self._finish(ticket, refusals.gone_down())
 
     def advance(self, now_ns: int) -> list[Effect]:
         """Decide everything that can be decided at `now_ns`, and hand over all effects since the last call."""
@@ -365,7 +353,7 @@ class Scheduler:
 
     def _expire(self, now_ns: int) -> None:
         while (ticket := self._deadlines.peek()) is not None and ticket.deadline_ns <= now_ns:
-            self._finish(ticket, _late())
+            self._finish(ticket, refusals.late())
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -403,7 +391,3 @@ def _free_slot(ticket: Ticket) -> None:
     if ticket.slot >= 0:
         ticket.line.arena.move(ticket.slot, _SLOT_FREE)
         ticket.slot = -1
-
-
-def _late() -> errors.DeadlineExceeded:
-    return errors.DeadlineExceeded("the answer was not ready before the request's deadline")

@@ -1,0 +1,77 @@
+"""The core's refusals in words, in one place. Which one is made when is decided elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway import errors
+
+if TYPE_CHECKING:
+    from gateway.scheduling.line import Line
+
+RETRY_S, DRAIN_RETRY_S = 1, 5
+
+
+def draining() -> errors.Draining:
+    """Nothing new is accepted."""
+    return errors.Draining("the server is going down; send this to another one", retry_after_s=DRAIN_RETRY_S)
+
+
+def gone_down() -> errors.Draining:
+    """Accepted, and not done when the drain's time was over."""
+    return errors.Draining("the server went down; send this to another one", retry_after_s=DRAIN_RETRY_S)
+
+
+def loading(line: Line) -> errors.ModelNotReady:
+    """Its first worker has not come up yet."""
+    return errors.ModelNotReady(f"model {line.name} is not serving yet; see /readyz", retry_after_s=RETRY_S)
+
+
+def not_served(line: Line) -> errors.ModelNotReady:
+    """Trying again is no use."""
+    return errors.ModelNotReady(
+        f"model {line.name} was refused by its worker, or its processes keep dying; see /readyz"
+    )
+
+
+def too_late() -> errors.DeadlineExceeded:
+    """The deadline was over before anything was done."""
+    return errors.DeadlineExceeded("the deadline passed before the request was read; allow more time")
+
+
+def late() -> errors.DeadlineExceeded:
+    """The deadline is over, or nothing can meet it any more."""
+    return errors.DeadlineExceeded("the answer was not ready before the request's deadline")
+
+
+def full(line: Line) -> errors.Overloaded:
+    """The queue is as long as it may get."""
+    waiting = f"{line.held_count} images wait for model {line.name}, which takes {line.queue_max}"
+    return errors.Overloaded(f"{waiting}; try again shortly", retry_after_s=RETRY_S)
+
+
+def never_fits(line: Line, image_count: int) -> errors.PayloadTooLarge:
+    """More images at once than the queue takes in all."""
+    return errors.PayloadTooLarge(
+        f"{image_count} images in one request; the queue of model {line.name} takes {line.queue_max} in all"
+    )
+
+
+def no_memory() -> errors.Overloaded:
+    """The byte budget of bodies is used up."""
+    return errors.Overloaded("the memory for request bodies is full; try again shortly", retry_after_s=RETRY_S)
+
+
+def undecodable() -> errors.UndecodableImage:
+    """Decoders died of it."""
+    return errors.UndecodableImage("decoding this image crashed, or cost more than is allowed")
+
+
+def failed() -> errors.InferenceFailed:
+    """The engine said no to this image."""
+    return errors.InferenceFailed("the model failed on this image")
+
+
+def lost() -> errors.WorkerLost:
+    """Two workers died on it."""
+    return errors.WorkerLost("two workers died on this request; it may be the cause")
