@@ -19,6 +19,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && python3.12 -m venv /opt/penstock
 ENV PATH=/opt/penstock/bin:$PATH \
+    PENSTOCK_HOST=0.0.0.0 \
     PENSTOCK_MODELS=/models
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install --no-cache-dir "$(echo /wheels/penstock-*.whl)[gpu]"
@@ -26,14 +27,15 @@ RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nolog
 USER 10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ.get('PENSTOCK_PORT', 8080)}/livez\", timeout=2)"]
-ENTRYPOINT ["penstock", "serve", "--host", "0.0.0.0"]
+ENTRYPOINT ["penstock", "serve"]
 
 FROM python:3.12.12-slim-bookworm AS cpu
-ENV PENSTOCK_MODELS=/models
+ENV PENSTOCK_HOST=0.0.0.0 \
+    PENSTOCK_MODELS=/models
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install --no-cache-dir "$(echo /wheels/penstock-*.whl)[cpu]"
 RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin penstock
 USER 10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ.get('PENSTOCK_PORT', 8080)}/livez\", timeout=2)"]
-ENTRYPOINT ["penstock", "serve", "--host", "0.0.0.0"]
+ENTRYPOINT ["penstock", "serve"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import time
 from pathlib import Path
@@ -444,5 +445,82 @@ def test_metrics_tell_of_children_slots_and_queues():
         with contextlib.suppress(KeyError):
             worker.die(Obituary(-signal.SIGSEGV, 0))
         assert 'penstock_child_restarts_total{index="0",role="worker"} 1.0' in room.driver.metrics.expose().decode()
+
+    in_a_room(story)
+
+
+def test_a_fault_in_one_effect_costs_its_request_and_nothing_else(monkeypatch):
+    async def story(room):
+        decoder, worker = await room.up()
+        read, faults = room.driver._read_output, iter([KeyError("a fault of ours")])
+
+        def read_output(ticket):
+            for fault in faults:
+                raise fault
+            return read(ticket)
+
+        monkeypatch.setattr(room.driver, "_read_output", read_output)
+        unlucky, lucky = room.submit(), room.submit()
+        await room.decode(decoder)
+        await room.run(worker, 1)
+
+        (outcome,) = await answered(unlucky)
+        assert type(outcome) is errors.Refusal
+        assert "fault" not in outcome.detail
+        (outcome,) = await answered(lucky)
+        assert isinstance(outcome, Classes)
+        room.assert_nothing_held()
+
+    in_a_room(story)
+
+
+def test_a_child_that_cannot_be_sent_to_is_replaced_and_its_images_with_it(monkeypatch):
+    async def story(room):
+        _, worker = await room.up()
+
+        def send(link, frame):
+            raise OSError(errno.ENOBUFS, "no buffer space")
+
+        monkeypatch.setattr(Link, "send", send)
+        call = room.submit()
+        await room.wait(lambda: (Role.DECODER, "could not be sent to") in room.killed)
+        monkeypatch.undo()
+        await room.wait(lambda: room.spawned.count(Role.DECODER) == 2)
+        again = await room.child(Role.DECODER)
+        again.say(wire.DecoderReady([]))
+        await room.decode(again)
+        await room.run(worker, 0)
+        (outcome,) = await answered(call)
+        assert isinstance(outcome, Classes)
+        room.assert_nothing_held()
+
+    in_a_room(story)
+
+
+def test_a_child_is_ready_once_in_its_life():
+    async def story(room):
+        decoder, worker = await room.up()
+        decoder.say(wire.DecoderReady([]))
+        await room.wait(lambda: (Role.DECODER, "was ready twice") in room.killed)
+        worker.say(wire.WorkerReady("cpu", 1))
+        await room.wait(lambda: (Role.WORKER, "was ready twice") in room.killed)
+
+    in_a_room(story)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        FIELDS[:1],
+        FIELDS[::-1],
+        [layout.Field("index", "uint32", (2,)), layout.Field("probability", "float32", (3,))],
+        [layout.Field("index", "int64", (2,)), layout.Field("probability", "float32", (2,))],
+    ],
+)
+def test_a_worker_that_ranks_no_classes_is_not_believed(fields):
+    async def story(room):
+        worker = await room.child(Role.WORKER)
+        worker.say(wire.Loaded(0, fields, PROFILE, "fake", 1))
+        await room.wait(lambda: (Role.WORKER, "answers no ranked classes") in room.killed)
 
     in_a_room(story)
