@@ -145,14 +145,14 @@ def _rss(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def gateway(repository: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Gateway]:
-    """Start a gateway on a free port, wait until it is ready, stop it with SIGTERM."""
+def gateway(repository: Path, *flags: str, tree: Path = ROOT) -> Iterator[Gateway]:
+    """Start the gateway of a checkout on a free port, wait until it is ready, stop it with SIGTERM."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "gateway", "serve", "--models", str(repository), "--port", str(port), *flags]
-    environ = {**os.environ, "PENSTOCK_LOG_LEVEL": "warning", **(env or {})}
-    process = subprocess.Popen(command, cwd=ROOT, env=environ)
+    environ = {**os.environ, "PENSTOCK_LOG_LEVEL": "warning", "PYTHONPATH": str(tree)}
+    process = subprocess.Popen(command, cwd=tree, env=environ)
     running = Gateway(process, port)
     try:
         _wait_ready(running)
