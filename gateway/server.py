@@ -95,10 +95,7 @@ class Gateway:
     @property
     def ready(self) -> bool:
         """Whether every model and a decoder are up."""
-        core = self.driver.core
-        return any(decoder.ready for decoder in core.feeder.decoders) and all(
-            any(worker.ready and line.index in worker.profiles for worker in core.workers) for line in core.lines
-        )
+        return self.driver.core.is_ready
 
     @property
     def refused(self) -> dict[str, str]:

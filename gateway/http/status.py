@@ -29,7 +29,7 @@ class Status:
         """200 when every model asked for at start is up, else 503; what each model lacks either way."""
         states = [self._state(index) for index in range(len(self._driver.models))]
         draining = self._driver.core.draining
-        ready = not draining and all(state["state"] == "ready" for state in states) and self._decoders_ready()
+        ready = not draining and self._driver.core.is_ready
         document = {
             "status": "ready" if ready else "draining" if draining else "not_ready",
             "decoders_ready": sum(decoder.ready for decoder in self._driver.core.feeder.decoders),
@@ -76,15 +76,12 @@ class Status:
         """The OpenAPI document of this gateway."""
         return _json(openapi.document(self._driver.models), request_id)
 
-    def _decoders_ready(self) -> bool:
-        return any(decoder.ready for decoder in self._driver.core.feeder.decoders)
-
     def _state(self, index: int) -> dict[str, str]:
         """ready, loading, restarting or failed; with a detail when it is not ready."""
         driver = self._driver
         state = driver.children.states[index]
         workers = driver.core.workers
-        if any(worker.ready and index in worker.profiles for worker in workers):
+        if driver.core.is_up(driver.core.lines[index]):
             return {"state": "ready"}
         if state.failures:
             return {"state": "failed", "detail": "; ".join(dict.fromkeys(state.failures.values()))}

@@ -37,12 +37,7 @@ if TYPE_CHECKING:
     from shm.wire import Encoding, ProfilePoint
 
 # Python 3.11 looks an enum's member up in 77 ns, a module's name in 7; a ticket takes forty of them.
-_DONE = Stage.DONE
-_ENDED = Stage.ENDED
-_FILLING = Stage.FILLING
-_QUEUED = Stage.QUEUED
-_RUNNING = Stage.RUNNING
-_WAITING = Stage.WAITING
+_WAITING, _FILLING, _QUEUED, _RUNNING, _DONE, _ENDED = Stage
 _SLOT_DONE = SlotState.DONE
 _SLOT_FREE = SlotState.FREE
 _SLOT_QUEUED = SlotState.QUEUED
@@ -311,6 +306,15 @@ class Scheduler:
         self._effects.append(self._watch.kill(role, index, reason, broken=True))
 
     # -- time ----------------------------------------------------------------------------------------------------
+
+    def is_up(self, line: Line) -> bool:
+        """Whether a worker that is up now has the model."""
+        return any(worker.ready and line.index in worker.profiles for worker in self.workers)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model is up, and a decoder."""
+        return any(decoder.ready for decoder in self.feeder.decoders) and all(map(self.is_up, self.lines))
 
     def drain(self) -> None:
         """Accept nothing more; finish what was accepted."""

@@ -561,3 +561,20 @@ def test_trying_again_is_advised_only_while_a_worker_still_loads():
     with pytest.raises(errors.ModelNotReady, match="refused") as caught:
         core.s.precheck(core.lines[0], NOW + 1 * S, NOW)
     assert caught.value.retry_after_s is None
+
+
+def test_ready_is_every_model_and_a_decoder():
+    core = Core(line(0), line(1), decoders=2, up=False)
+    core.do(NOW)
+    core.s.worker_ready(0, {0: core.points}, NOW)
+    assert [core.s.is_up(one) for one in core.lines] == [True, False]
+    core.s.decoder_ready(1, NOW)
+    assert not core.s.is_ready
+
+    core.s.worker_lost(0, NOW)
+    assert not core.s.is_up(core.lines[0])
+    core.do(NOW)
+    core.worker_up(0, NOW)
+    assert core.s.is_ready
+    core.s.decoder_lost(1, 0, guilty=False, now_ns=NOW)
+    assert not core.s.is_ready
