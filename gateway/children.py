@@ -228,5 +228,5 @@ class Children:
         profiles = {
             model: state.loaded[index].profile for model, state in enumerate(self.states) if index in state.loaded
         }
-        self._core.worker_ready(index, profiles, time.monotonic_ns())
+        self._core.worker_ready(index, profiles, time.monotonic_ns(), kind=message.device)
         _log.info("worker_ready", index=index, pid=child.pid, device=message.device, rss=message.rss_size)

@@ -118,6 +118,7 @@ class Driver:
             queue_max=limits.queue_max,
             window_ns=int(model.contract.batching.window_ms * 1e6),
             deadline_ns=int(limits.deadline_ms * 1e6),
+            weight=model.contract.batching.weight,
         )
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -318,7 +319,17 @@ class Driver:
             for state, count in line.arena.statistics().items():
                 yield "penstock_slots", (counts.name, state), count
             yield "penstock_queue_images", (counts.name, "decode"), line.waiting_count
-            yield "penstock_queue_images", (counts.name, "batch"), len(line.ready)
+            yield "penstock_queue_images", (counts.name, "batch"), line.ready_count
+            planned = line.statistics()
+            if planned is not None:
+                yield "penstock_batch_size_best", (counts.name,), planned.size_best
+                yield "penstock_batch_size_planned", (counts.name,), planned.size_planned
+                yield "penstock_margin_seconds", (counts.name,), planned.margin_ns / 1e9
+                yield "penstock_inflation_ratio", (counts.name,), planned.inflation
+            for worker in self.core.workers:
+                profile = worker.profiles.get(line.index)
+                for size, time_ns in profile.times_ns.items() if profile is not None else ():
+                    yield "penstock_expected_batch_seconds", (counts.name, str(worker.index), str(size)), time_ns / 1e9
         yield "penstock_body_bytes", (), self.core.bodies.held_size
         yield "penstock_body_bytes_max", (), self.core.bodies.size
         for role, children in ((Role.DECODER, self.core.feeder.decoders), (Role.WORKER, self.core.workers)):

@@ -63,6 +63,7 @@ class Status:
                         "version": model.version,
                         **self._state(index),
                         "workers": self._workers(index),
+                        "batching": self._batching(index),
                         "label_count": len(model.labels),
                         "slot_count": self._driver.core.lines[index].arena.count,
                         "contract": describe(model.contract),
@@ -91,8 +92,22 @@ class Status:
             return {"state": "restarting", "detail": "its worker died and is being replaced"}
         return {"state": "loading", "detail": ", ".join(state.loading.values()) or "waiting for its worker"}
 
+    def _batching(self, index: int) -> dict[str, Any] | None:
+        """How full and how carefully batches are planned now; None until a worker has measured one."""
+        now = self._driver.core.lines[index].statistics()
+        if now is None:
+            return None
+        return {
+            "size_best": now.size_best,
+            "size_planned": now.size_planned,
+            "margin_ms": round(now.margin_ns / 1e6, 3),
+            "inflation": round(now.inflation, 3),
+            "overrun": now.overrun,
+            "queue_quota": now.quota,
+        }
+
     def _workers(self, index: int) -> list[dict[str, Any]]:
-        """Per worker that has the model: device, provider, and l(b) as measured at load."""
+        """Per worker that has the model: device, provider, and l(b): measured at load, and expected now."""
         driver = self._driver
         found = []
         for worker in driver.core.workers:
@@ -108,9 +123,13 @@ class Status:
                     "provider": loaded.provider,
                     "load_ms": round(loaded.load_ns / 1e6, 1),
                     "outputs": {field.name: {"dtype": field.dtype, "shape": field.shape} for field in loaded.fields},
-                    "batch_size_best": profile.best_size,
                     "profile": [
-                        {"size": p.size, "p50_ms": round(p.p50_ns / 1e6, 3), "p99_ms": round(p.p99_ns / 1e6, 3)}
+                        {
+                            "size": p.size,
+                            "p50_ms": round(p.p50_ns / 1e6, 3),
+                            "p99_ms": round(p.p99_ns / 1e6, 3),
+                            "expected_ms": round(profile.times_ns[p.size] / 1e6, 3),
+                        }
                         for p in loaded.profile
                     ],
                 }

@@ -94,21 +94,23 @@ class Output(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Batching(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[batching]`: which sizes are warmed, and how long to wait for company."""
+    """`[batching]`: which sizes are warmed, how long to wait for company, and whose turn it is."""
 
     sizes: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=32)] = (1, 2, 4, 8, 16, 32)
-    """Batch sizes run once at load and the only ones ever run, ascending."""
+    """Batch sizes run once at load and the only ones ever run, ascending. The last one is the largest batch."""
     window_ms: Annotated[float, Meta(ge=0, le=1000)] = 0.0
     """How long an image may wait for others while a worker is free."""
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    """Share of the workers' time against the weights of other models, while all of them are busy."""
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[limits]`: what a request to this model may ask for."""
 
     deadline_ms: Annotated[float, Meta(gt=0, le=600_000)] = 10_000.0
-    """Deadline of a request that names none."""
+    """Deadline of a request of the real-time class that names none. Batch sizes are chosen for it."""
     deadline_ms_max: Annotated[float, Meta(gt=0, le=600_000)] = 60_000.0
-    """Longest deadline that a request may name."""
+    """Longest deadline that a request may name, and the one of a request of the batch class that names none."""
     pixels_max: Annotated[int, Meta(ge=1, le=1 << 30)] = 50_000_000
     """Width times height of an encoded image."""
     images_max: Annotated[int, Meta(ge=1, le=4096)] = 64

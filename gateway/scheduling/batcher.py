@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.scheduling.ticket import Seal, Stage, Ticket
+from gateway.scheduling.ticket import Seal
 
 if TYPE_CHECKING:
     from gateway.scheduling.line import Line
     from gateway.scheduling.profile import Profile
-
-# Python 3.11 looks an enum's member up in 77 ns, a module's name in 7; a ticket takes forty of them.
-_RUNNING = Stage.RUNNING
+    from gateway.scheduling.ticket import Ticket
 
 TIMER_NS = 1_000_000
 """Timers come this late (the event loop's are whole milliseconds): a window is cut this long before it is too late."""
@@ -22,60 +20,110 @@ def decide(line: Line, profile: Profile, start_ns: int, now_ns: int) -> Seal | i
 
     Returns the reason to close it, or the time at which to ask again (a window is open), or None (nothing to run).
     """
-    head = line.ready.peek()
-    if head is None:
+    count = line.ready_count
+    if not count:
         return None
-    count = len(line.ready)
-    if count >= profile.best_size:
+    if count >= line.pace.size:
         return Seal.FULL
-    if not line.window_ns:
+    head = line.ready.peek()
+    if not line.window_ns or head is None:
         return Seal.IDLE
     window_end_ns = line.window_from_ns + line.window_ns
     if now_ns >= window_end_ns:
         return Seal.WINDOW
-    _, size = profile.size_for(count)
-    latest_ns = head.deadline_ns - profile.times_ns[size] - 2 * TIMER_NS
+    latest_ns = head.due_ns - profile.by_count[count] - 2 * TIMER_NS
     if max(now_ns, start_ns) >= latest_ns:
         return Seal.DEADLINE
     return min(window_end_ns, latest_ns)
 
 
 def late_head(line: Line, profile: Profile, start_ns: int) -> Ticket | None:
-    """The first ticket of `ready`, left in place, if a batch that starts at `start_ns` cannot answer it in time.
-
-    With a full batch waiting, that is what a full batch would answer late (cutting batches down to save old heads
-    collapses under overload); with less, what would be late even alone.
-    """
-    head = line.ready.peek()
-    if head is None:
-        return None
-    size = profile.best_size if len(line.ready) >= profile.best_size else profile.sizes[0]
-    return head if start_ns + profile.times_ns[size] > head.deadline_ns else None
+    """The first ticket that waits, left in place, if even a batch of one that starts at `start_ns` would be late."""
+    for queue in (line.ready, line.ready_batch):
+        head = queue.peek()
+        if head is not None and start_ns + profile.by_count[1] > head.deadline_ns:
+            return head
+    return None
 
 
-def take(line: Line, profile: Profile, start_ns: int) -> tuple[list[Ticket], int, int]:
-    """Take the tickets of the next batch out of `ready`: (tickets, warmed size to run, latest start in ns).
+class Way(NamedTuple):
+    """A way to make up a batch."""
 
-    `late_head` has found nothing more. A partial batch is cut to the size that still answers its head in time. A ticket
-    of a lower class may stand behind the head with a nearer deadline: if it would be late it is left where it is, or
-    its deadline would become the whole batch's.
-    """
-    count, size = profile.size_for(len(line.ready))
-    head = line.ready.peek()
-    assert head is not None
-    while size > profile.sizes[0] and start_ns + profile.times_ns[size] > head.deadline_ns:
-        size = max(s for s in profile.sizes if s < size)
-        count = min(count, size)
+    fill: float
+    """This share of the room up to B* goes to the batch class."""
+    split: bool
+    """What does not fill a warmed size may wait, if that wastes less than running at the next one."""
+    by_due: bool = False
+    """Whatever is due first, whatever its class, as the plan has it; else real time first."""
+
+
+WAYS = (
+    Way(fill=1.0, split=True),
+    Way(fill=1.0, split=False),
+    Way(fill=0.5, split=True),
+    Way(fill=0.25, split=True),
+    Way(fill=0.0, split=False),
+    Way(fill=0.0, split=False, by_due=True),
+)
+"""The best first; the last one is the plan's own."""
+
+
+def take(line: Line, profile: Profile, start_ns: int, way: Way) -> tuple[list[Ticket], int]:
+    """Take the tickets of the next batch out of their queues: (tickets, warmed size). `put_back` undoes it."""
+    count, urgent = _count(line, profile, way)
+    if way.by_due:
+        tickets = [line.queue_of(_first(line)).pop() for _ in range(count)]
+    else:
+        tickets = [line.ready.pop() for _ in range(urgent)]
+        tickets += [line.ready_batch.pop() for _ in range(count - urgent)]
+    size = profile.size_above(count)
     end_ns = start_ns + profile.times_ns[size]
-    tickets: list[Ticket] = []
-    late: list[Ticket] = []
-    while len(tickets) < count and len(line.ready):
-        ticket = line.ready.pop()
-        (tickets if end_ns <= ticket.deadline_ns else late).append(ticket)
+    if any(end_ns > ticket.deadline_ns for ticket in tickets):
+        tickets, size = _most_in_time(line, profile, start_ns, tickets)
+    return tickets, size
+
+
+def _most_in_time(line: Line, profile: Profile, start_ns: int, tickets: list[Ticket]) -> tuple[list[Ticket], int]:
+    """The batch that answers most of these in time; the others go back. Cutting it down for the sake of an old head
+    alone would collapse under overload.
+    """
+    best: list[Ticket] = []
+    best_size = profile.sizes[0]
+    for size in profile.sizes:
+        end_ns = start_ns + profile.times_ns[size]
+        fit = [ticket for ticket in tickets if end_ns <= ticket.deadline_ns][:size]
+        if len(fit) > len(best):
+            best, best_size = fit, size
+    taken = set(map(id, best))
+    put_back(line, [ticket for ticket in tickets if id(ticket) not in taken])
+    return best, best_size
+
+
+def put_back(line: Line, tickets: list[Ticket]) -> None:
+    """Back into the queues they came from."""
     for ticket in tickets:
-        ticket.stage = _RUNNING
-    for ticket in late:
-        line.ready.push(ticket.key, ticket)
-    line.after_seal()
-    latest_ns = min(ticket.deadline_ns for ticket in tickets) - profile.times_ns[size]
-    return tickets, size, latest_ns
+        line.queue_of(ticket).push(ticket.due_ns, ticket)
+
+
+def _count(line: Line, profile: Profile, way: Way) -> tuple[int, int]:
+    """How many to take, and how many of them from the real-time class (meaningless by due time)."""
+    if way.by_due:
+        return min(line.ready_count, line.pace.size), 0
+    urgent = min(len(line.ready), line.pace.size)
+    room = max(0, int(way.fill * line.pace.best_size) - urgent)
+    count = urgent + min(room, len(line.ready_batch))
+    below = profile.size_below(count)
+    if not count or (below >= max(1, urgent) and (urgent or way.split)):
+        return below, urgent  # Only the batch class waits, and that has time.
+    if way.split and below and not profile.padding_pays(count):
+        return below, min(urgent, below)
+    return count, urgent
+
+
+def _first(line: Line) -> Ticket:
+    """The ticket that is due first, of either class."""
+    urgent, other = line.ready.peek(), line.ready_batch.peek()
+    if urgent is None or (other is not None and other.due_ns < urgent.due_ns):
+        urgent = other
+    assert urgent is not None
+    return urgent

@@ -53,6 +53,10 @@ _RATE_MIN, _RATE_MAX, _RATE_START = 1.0, 60.0, 8.0
 
 _SMOOTHING = 0.02
 
+SLIP_NS_MAX = 100_000_000
+_SLIP_FADES = 6
+"""A slip fades by one part in 2 ** _SLIP_FADES with each image."""
+
 
 class DecoderState(ChildState):
     """One decoder as the core sees it. `held` is what it was sent and has not answered, in that order."""
@@ -75,7 +79,16 @@ class DecoderState(ChildState):
 class Feeder:
     """All decoders, and the choice of the next image for each."""
 
-    __slots__ = ("_hang_ns", "_last_small_ns", "_rate", "decoders", "frame_count_max")
+    __slots__ = (
+        "_hang_ns",
+        "_last_small_ns",
+        "_rate",
+        "decoders",
+        "frame_count_max",
+        "load_ns",
+        "ready_count",
+        "slip_ns",
+    )
 
     def __init__(self, decoder_count: int, *, frame_count_max: int, hang_ns: int) -> None:
         self.decoders = [DecoderState(index) for index in range(decoder_count)]
@@ -83,18 +96,43 @@ class Feeder:
         self._hang_ns = hang_ns
         self._rate = _RATE_START
         self._last_small_ns = -SMALL_MEMORY_NS
+        self.ready_count = 0
+        """Decoders that are up."""
+        self.load_ns = 0
+        """Estimated decoding work of all images that were accepted and not yet decoded."""
+        self.slip_ns = 0
+        """How much later than expected images were decoded, lately at worst."""
+
+    def count_ready(self) -> None:
+        """A decoder came up or went down."""
+        self.ready_count = sum(decoder.ready for decoder in self.decoders)
 
     def estimate_ns(self, size: int) -> int:
         """Expected decoding time of `size` encoded bytes."""
         return BASE_COST_NS + int(size * self._rate)
 
+    def expected_ns(self, cost_ns: int, count: int) -> int:
+        """How long until `count` more images, which cost `cost_ns` in all, will be decoded. 0 for tensors.
+
+        Behind everything that was accepted, also what they would overtake: then overtaking never breaks a promise.
+        """
+        if not cost_ns:
+            return 0
+        decoder_count = self.ready_count
+        if cost_ns > LARGE_NS * count:
+            decoder_count -= 1  # the spare one is not for large photos while there are small ones
+        return (self.load_ns + cost_ns) // max(1, decoder_count) + cost_ns // count + self.slip_ns
+
     def enqueue(self, ticket: Ticket) -> None:
         """A ticket (WAITING) joins its model's line for a slot and a decoder."""
-        if ticket.encoding is TENSOR:
-            ticket.cost_ns = 0
-        else:
-            ticket.cost_ns = self.estimate_ns(ticket.size)
-        self.queue_of(ticket).push(ticket.key, ticket)
+        ticket.cost_ns = 0 if ticket.encoding is TENSOR else self.estimate_ns(ticket.size)
+        self.load_ns += ticket.cost_ns
+        self.queue_of(ticket).push(ticket.due_ns, ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """A ticket leaves the line for a decoder, in which it is WAITING no more."""
+        self.load_ns -= ticket.cost_ns
+        self.queue_of(ticket).discard()
 
     def queue_of(self, ticket: Ticket) -> TicketQueue:
         """The queue that a WAITING ticket stands in."""
@@ -138,7 +176,7 @@ class Feeder:
                 continue
             for queue in (line.small, line.large):
                 ticket = queue.peek()
-                if ticket is None or (best is not None and best[0].key <= ticket.key):
+                if ticket is None or (best is not None and best[0].due_ns <= ticket.due_ns):
                     continue
                 if ticket.encoding is TENSOR:
                     best = ticket, None
@@ -185,10 +223,14 @@ class Feeder:
         if ticket is None:
             return None
         decoder.cost_ns -= ticket.cost_ns
+        self.load_ns -= ticket.cost_ns
         decoder.due_ns = now_ns + self._hang_ns if decoder.held else 0
         if ticket.cost_ns > LARGE_NS:
             decoder.large_count -= 1
         ticket.decode_ns = decode_ns
+        if not ticket.attempts:
+            slip_ns = min(now_ns - ticket.expected_ns, SLIP_NS_MAX)
+            self.slip_ns = max(slip_ns, self.slip_ns - (self.slip_ns >> _SLIP_FADES))
         return ticket
 
     def learn(self, ticket: Ticket) -> None:
@@ -202,8 +244,10 @@ class Feeder:
         """A decoder is dead and reaped: what it held, in the order in which it was sent."""
         held = list(decoder.held.values())
         decoder.held.clear()
+        self.load_ns -= sum(ticket.cost_ns for ticket in held)
         decoder.cost_ns = decoder.large_count = decoder.due_ns = 0
         decoder.ready = False
+        self.count_ready()
         decoder.spawn_at_ns = decoder.restarts.died(now_ns)
         for ticket in held:
             state = ticket.line.arena.state(ticket.slot)

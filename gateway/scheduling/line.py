@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
-from gateway.scheduling.ticket import Stage, Ticket, TicketQueue
+import bisect
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.scheduling.pace import NO_QUOTA, Pace
+from gateway.scheduling.ticket import Priority, Stage, Ticket, TicketQueue
 from shm.arena import SlotArena
+
+if TYPE_CHECKING:
+    from gateway.scheduling.profile import Profile
+
+
+class Batching(NamedTuple):
+    """How a line's batches are planned at one moment."""
+
+    size_best: int
+    """B*: an image that just missed a batch still makes the next one."""
+    size_planned: int
+    """B*, or more under overload."""
+    margin_ns: int
+    """Kept back of the model's own deadline."""
+    inflation: float
+    """Batches are expected to take this many times what was measured."""
+    overrun: float
+    """By which share of its expected time a batch may be late, all but very few."""
+    quota: int | None
+    """Images of the real-time class that may wait while other models are busy; None: the model is alone."""
 
 
 class Line:
@@ -11,21 +35,35 @@ class Line:
 
     __slots__ = (
         "arena",
+        "batch_count",
         "deadline_ns",
-        "held_count",
+        "dues",
         "index",
         "large",
         "name",
+        "pace",
+        "profile",
         "queue_max",
         "ready",
+        "ready_batch",
         "serving",
         "small",
+        "weight",
         "window_from_ns",
         "window_ns",
+        "worker_count",
     )
 
     def __init__(
-        self, index: int, name: str, *, slot_count: int, queue_max: int, window_ns: int, deadline_ns: int
+        self,
+        index: int,
+        name: str,
+        *,
+        slot_count: int,
+        queue_max: int,
+        window_ns: int,
+        deadline_ns: int,
+        weight: float = 1.0,
     ) -> None:
         self.index = index
         self.name = name
@@ -33,31 +71,78 @@ class Line:
         self.queue_max = queue_max
         self.window_ns = window_ns
         self.deadline_ns = deadline_ns
-        """A duration: the deadline of a request that names none; the profile's best size is chosen for it."""
+        """A duration: the deadline of a request that names none; batch sizes are chosen for it."""
+        self.weight = weight
+        """Its part of the workers, against the weights of the other models that are busy."""
+        self.pace = Pace(deadline_ns)
+        self.profile: Profile | None = None
+        """What to expect of its batches; None until a worker has measured it."""
+        self.worker_count = 1
+        """Workers that serve it."""
         self.small = TicketQueue(Stage.WAITING, Stage.WAITING)
         self.large = TicketQueue(Stage.WAITING, Stage.WAITING)
         self.ready = TicketQueue(Stage.QUEUED, Stage.QUEUED)
+        self.ready_batch = TicketQueue(Stage.QUEUED, Stage.QUEUED)
+        """The batch class, which runs in what room the real-time class leaves."""
+        self.dues: list[int] = []
+        """When each image in WAITING, FILLING or QUEUED is to be done, margin kept back; ascending."""
+        self.batch_count = 0
+        """Of those, how many are of the batch class."""
         self.serving = False
         """Whether a request would be served: by a worker and a decoder that are up, or expected back."""
-        self.held_count = 0
-        """Tickets in WAITING, FILLING or QUEUED."""
         self.window_from_ns = 0
         """When the oldest ticket of `ready` got there; 0 while it is empty. Kept only where there is a window."""
+
+    def statistics(self) -> Batching | None:
+        """An immutable snapshot; None until a worker has measured the model."""
+        pace, profile = self.pace, self.profile
+        if profile is None:
+            return None
+        margin_ns = pace.margin_ns(self.deadline_ns, profile.times_ns[pace.size])
+        quota = pace.quota if pace.quota < NO_QUOTA else None
+        return Batching(pace.best_size, pace.size, margin_ns, pace.inflation, pace.tail, quota)
 
     @property
     def waiting_count(self) -> int:
         """Images that wait for a slot and a decoder."""
         return len(self.small) + len(self.large)
 
+    @property
+    def ready_count(self) -> int:
+        """Images that wait for a worker."""
+        return len(self.ready) + len(self.ready_batch)
+
+    def promise(self, ticket: Ticket) -> None:
+        """It is to be done by its `due_ns`: from now on the plan counts with it."""
+        dues = self.dues
+        if not dues or ticket.due_ns >= dues[-1]:
+            dues.append(ticket.due_ns)
+        else:
+            bisect.insort(dues, ticket.due_ns)
+        self.batch_count += ticket.priority
+
+    def forget(self, ticket: Ticket) -> None:
+        """It was handed to a worker, or is over: the plan counts with it no more."""
+        dues = self.dues
+        place = 0 if dues[0] == ticket.due_ns else bisect.bisect_left(dues, ticket.due_ns)
+        assert dues[place] == ticket.due_ns
+        del dues[place]
+        self.batch_count -= ticket.priority
+
+    def queue_of(self, ticket: Ticket) -> TicketQueue:
+        """The queue that a QUEUED ticket stands in."""
+        return self.ready if ticket.priority == Priority.REALTIME else self.ready_batch
+
     def enqueue(self, ticket: Ticket, now_ns: int) -> None:
         """Its pixels are in its slot; it may run (stage is already QUEUED)."""
         if not self.window_from_ns:
             self.window_from_ns = now_ns
-        self.ready.push(ticket.key, ticket)
+        self.queue_of(ticket).push(ticket.due_ns, ticket)
 
     def after_seal(self) -> None:
         """A batch was taken out of `ready`: the window starts from the oldest that is left."""
-        if not len(self.ready):
+        if not self.ready_count:
             self.window_from_ns = 0
         elif self.window_ns:
-            self.window_from_ns = min(ticket.decoded_ns for ticket in self.ready)
+            waiting = (ticket for queue in (self.ready, self.ready_batch) for ticket in queue)
+            self.window_from_ns = min(ticket.decoded_ns for ticket in waiting)

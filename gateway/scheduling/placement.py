@@ -29,7 +29,7 @@ BATCHES_MAX = 2
 class WorkerState(ChildState):
     """One worker as the core sees it. `batches[0]` runs, `batches[1]` is staged."""
 
-    __slots__ = ("batches", "free_at_ns", "profiles", "was_ready")
+    __slots__ = ("batches", "free_at_ns", "kind", "profiles", "start_ns", "was_ready")
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
@@ -39,6 +39,24 @@ class WorkerState(ChildState):
         """By model index: what this worker (or, while it restarts, its last incarnation) has loaded."""
         self.free_at_ns = 0
         """When everything it was given is expected to be done."""
+        self.kind = ""
+        """What kind of device it runs on."""
+        self.start_ns = 0
+        """How long its last start took."""
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether it will take batches: it is up, or was and is coming back."""
+        return self.ready or (self.was_ready and not self.restarts.failing)
+
+    def expected_free_ns(self, now_ns: int) -> int:
+        """When it can start another batch. What is overdue is expected to take as long again as it is overdue."""
+        if not self.ready:
+            begun_ns = self.started_ns or self.spawn_at_ns or now_ns
+            return begun_ns + self.start_ns
+        if self.batches and now_ns > self.free_at_ns:
+            return 2 * now_ns - self.free_at_ns
+        return self.free_at_ns
 
     def owes_by_ns(self) -> int | None:
         """When the batch that it runs must have been answered; None while it has none."""
@@ -53,11 +71,16 @@ class WorkerState(ChildState):
 
 
 def takers(workers: Iterable[WorkerState]) -> list[WorkerState]:
-    """Workers that could be given a batch, the soonest free first."""
-    able = [worker for worker in workers if worker.ready and len(worker.batches) < BATCHES_MAX]
-    if len(able) > 1:
-        able.sort(key=lambda worker: (len(worker.batches), worker.free_at_ns))
-    return able
+    """Workers that could be given a batch: the idle ones, else the one that is free first."""
+    idle, busy = [], None
+    for worker in workers:
+        if not worker.ready:
+            continue
+        if not worker.batches:
+            idle.append(worker)
+        elif len(worker.batches) < BATCHES_MAX and (busy is None or worker.free_at_ns < busy.free_at_ns):
+            busy = worker
+    return idle or ([busy] if busy is not None else [])
 
 
 def staging_from_ns(worker: WorkerState) -> int:

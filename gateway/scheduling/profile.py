@@ -1,61 +1,112 @@
-"""What a batch costs: l(b) as measured by the worker at load, and the sizes it argues for.
+"""What a batch costs: l(b), measured at load and kept current by every batch that ran since.
 
-Source: the rule for the best size B is Symphony's (1 + 1/N) l(B) <= D (arXiv 2308.07470); for N = 1 it is Nexus's
-(SOSP 2019).
+One profile for a model on one kind of device; workers on like devices share it. It says what to expect; how much later
+things may still end is `pace`'s business.
 """
 
 from __future__ import annotations
 
+import bisect
+from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shm.wire import ProfilePoint
 
-WORTH = 0.97
+WINDOW_COUNT = 32
+"""Batches of one size that are remembered. Source: Clockwork (OSDI 2020) keeps 10 and takes their maximum."""
+
+SETTLED_COUNT = 8
+"""From this many batches on the window says what a size costs; before, never less than what was measured at load."""
+
+EXPECTED_PERCENT = 90
+"""The window's percentile that is expected. The largest of 32 would follow one slow batch in 200 up and down."""
+
+MEMORY_NS = 10_000_000_000
+"""Batches longer ago than this are forgotten: what was slow once must not be refused for ever, unmeasured."""
+
+WARM_FLOOR = 0.5
+"""Never expected to be faster than this share of the time measured at load."""
+
+WORTH = 0.99
 """A smaller batch is preferred while it reaches this share of the best throughput: it answers sooner."""
 
 
 class Profile:
-    """l(b) at the warmed sizes, in ns."""
+    """l(b) at the warmed sizes, in ns. `times_ns`: what to expect of each, inflation included.
 
-    __slots__ = ("best_size", "points", "sizes", "times_ns")
+    `by_count[n]`: what to expect of n images, which run at the next warmed size.
+    """
 
-    def __init__(self, points: Sequence[ProfilePoint], *, deadline_ns: int, worker_count: int) -> None:
-        """`deadline_ns` (a duration) and `worker_count` bound the best size: a full batch that just missed one start
-        still makes the next: (1 + 1/N) l(B) <= D.
-        """
+    __slots__ = ("_fresh_count", "_windows", "by_count", "inflation", "points", "sizes", "times_ns")
+
+    def __init__(self, points: Sequence[ProfilePoint]) -> None:
         assert points
         self.points = tuple(sorted(points, key=lambda point: point.size))
         self.sizes = [point.size for point in self.points]
-        self.times_ns = {point.size: max(1, point.p99_ns) for point in self.points}
-        self.best_size = self._best(deadline_ns, worker_count)
+        self.inflation = 1.0
+        self._windows: dict[int, deque[tuple[int, int]]] = {size: deque(maxlen=WINDOW_COUNT) for size in self.sizes}
+        self.times_ns: dict[int, int] = {}
+        self.by_count: list[int] = []
+        self._fresh_count = 0
+        self.refresh(0)
 
-    def _best(self, deadline_ns: int, worker_count: int) -> int:
-        """B*: the smallest size whose throughput is within WORTH of the best that the deadline allows."""
-        rates = {
-            point.size: point.size / max(1, point.p50_ns)
+    def observe(self, size: int, took_ns: int, now_ns: int) -> None:
+        """A batch of `size` took `took_ns` from its start to its answer."""
+        window = self._windows[size]
+        window.append((now_ns, took_ns))
+        self._fresh_count += 1
+        if self._fresh_count >= SETTLED_COUNT or took_ns > self.times_ns[size]:
+            self.refresh(now_ns)
+
+    def refresh(self, now_ns: int, inflation: float | None = None) -> None:
+        """Work out what to expect from what was measured lately. `inflation`: times as long as that."""
+        self._fresh_count = 0
+        if inflation is not None:
+            self.inflation = inflation
+        for window in self._windows.values():
+            while window and window[0][0] < now_ns - MEMORY_NS:
+                window.popleft()
+        self.times_ns = {
+            point.size: max(1, int(self.inflation * self._expected(self._windows[point.size], point.p99_ns)))
             for point in self.points
-            if self.times_ns[point.size] * (1 + 1 / worker_count) <= deadline_ns
         }
+        self.by_count = [0]
+        for size in self.sizes:
+            self.by_count += [self.times_ns[size]] * (size - len(self.by_count) + 1)
+
+    @staticmethod
+    def _expected(window: deque[tuple[int, int]], warm_ns: int) -> float:
+        if len(window) < SETTLED_COUNT:
+            # The slowest of a few may be an accident; the second slowest is not.
+            return max([warm_ns, *sorted(took_ns for _, took_ns in window)[:-1]])
+        ranked = sorted(took_ns for _, took_ns in window)
+        measured = ranked[-(-len(ranked) * EXPECTED_PERCENT // 100) - 1]
+        return max(measured, WARM_FLOOR * warm_ns)
+
+    def best_size(self, fits: Callable[[int, int], bool]) -> int:
+        """The smallest size whose throughput is within WORTH of the best among those that fit; else the smallest.
+
+        `fits` is asked with a size and its expected time in ns.
+        """
+        rates = {size: size / time_ns for size, time_ns in self.times_ns.items() if fits(size, time_ns)}
         if not rates:
             return self.sizes[0]
         floor = WORTH * max(rates.values())
         return min(size for size, rate in rates.items() if rate >= floor)
 
-    def size_for(self, count: int) -> tuple[int, int]:
-        """For `count` waiting tickets: (how many to take, the warmed size to run), padding up or splitting down.
+    def size_above(self, count: int) -> int:
+        """The warmed size at which `count` images run when none is left behind."""
+        return self.sizes[bisect.bisect_left(self.sizes, count)]
 
-        Whichever of the two wastes less: count / l(next size up) against (next size down) / l(next size down).
-        """
-        assert count > 0
-        if count >= self.best_size:
-            return self.best_size, self.best_size
-        above = next(size for size in self.sizes if size >= count)
-        below = max((size for size in self.sizes if size <= count), default=0)
-        if below in (above, 0):
-            return count, above
-        if count * self.times_ns[below] >= below * self.times_ns[above]:
-            return count, above
-        return below, below
+    def size_below(self, count: int) -> int:
+        """The largest warmed size that `count` images fill; 0 when they fill none."""
+        place = bisect.bisect_right(self.sizes, count)
+        return self.sizes[place - 1] if place else 0
+
+    def padding_pays(self, count: int) -> bool:
+        """Whether `count` images waste less when padded up than when split down and the rest runs later."""
+        above, below = self.size_above(count), self.size_below(count)
+        return below in (above, 0) or count * self.times_ns[below] >= below * self.times_ns[above]

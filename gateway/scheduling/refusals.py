@@ -9,7 +9,7 @@ from gateway import errors
 if TYPE_CHECKING:
     from gateway.scheduling.line import Line
 
-RETRY_S, DRAIN_RETRY_S = 1, 5
+RETRY_S, BATCH_RETRY_S, DRAIN_RETRY_S = 1, 2, 5
 
 
 def draining() -> errors.Draining:
@@ -44,10 +44,51 @@ def late() -> errors.DeadlineExceeded:
     return errors.DeadlineExceeded("the answer was not ready before the request's deadline")
 
 
+def impossible(line: Line, needed_ns: int) -> errors.DeadlineExceeded:
+    """Not even an idle server could do it in time."""
+    return errors.DeadlineExceeded(
+        f"the deadline is too near: one image of model {line.name} takes about {needed_ns / 1e6:.0f} ms here when "
+        "nothing else is to be done; allow more"
+    )
+
+
 def full(line: Line) -> errors.Overloaded:
     """The queue is as long as it may get."""
-    waiting = f"{line.held_count} images wait for model {line.name}, which takes {line.queue_max}"
+    waiting = f"{len(line.dues)} images wait for model {line.name}, which takes {line.queue_max}"
     return errors.Overloaded(f"{waiting}; try again shortly", retry_after_s=RETRY_S)
+
+
+def no_time(line: Line, lateness_ns: int) -> errors.Overloaded:
+    """What was promised to others leaves no room before the deadline."""
+    return errors.Overloaded(
+        f"model {line.name} is busy: an answer before the deadline cannot be promised now; try again later, or allow "
+        "more time",
+        retry_after_s=max(RETRY_S, -(-lateness_ns // 1_000_000_000)),
+    )
+
+
+def over_share(line: Line) -> errors.Overloaded:
+    """Other models want the workers too."""
+    return errors.Overloaded(
+        f"model {line.name} has its share of the workers, and other models are busy; try again shortly",
+        retry_after_s=RETRY_S,
+    )
+
+
+def real_time_first(line: Line) -> errors.Overloaded:
+    """There is not even room for all of the real-time class."""
+    return errors.Overloaded(
+        f"model {line.name} has no room for the batch class while real-time requests are refused; try again later",
+        retry_after_s=BATCH_RETRY_S,
+    )
+
+
+def batch_full(line: Line, work_ns: int) -> errors.Overloaded:
+    """Enough of the batch class waits already."""
+    return errors.Overloaded(
+        f"{line.batch_count} images of the batch class wait for model {line.name} already; try again later",
+        retry_after_s=max(BATCH_RETRY_S, -(-work_ns // 1_000_000_000)),
+    )
 
 
 def never_fits(line: Line, image_count: int) -> errors.PayloadTooLarge:

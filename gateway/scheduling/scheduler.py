@@ -9,39 +9,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway import errors
 from gateway.scheduling import refusals
+from gateway.scheduling.admission import Admission
 from gateway.scheduling.dispatcher import Dispatcher
 from gateway.scheduling.feeder import Feeder
-from gateway.scheduling.placement import WorkerState
+from gateway.scheduling.ledger import Ledger, free_slot
+from gateway.scheduling.placement import HANG_NS_MIN, WorkerState
+from gateway.scheduling.plan import Plan
 from gateway.scheduling.profile import Profile
 from gateway.scheduling.ticket import (
     TENSOR,
     Batch,
     Body,
     Effect,
-    Finish,
     Role,
     Stage,
     Ticket,
-    TicketQueue,
 )
-from gateway.scheduling.watch import Watch
+from gateway.scheduling.watch import NEVER_NS, Watch
 from shm.arena import BodyArena, SlotState
 from shm.wire import ItemStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gateway import errors
     from gateway.scheduling.line import Line
     from shm.wire import Encoding, ProfilePoint
 
 # Python 3.11 looks an enum's member up in 77 ns, a module's name in 7; a ticket takes forty of them.
-_WAITING, _FILLING, _QUEUED, _RUNNING, _DONE, _ENDED = Stage
-_SLOT_DONE = SlotState.DONE
-_SLOT_FREE = SlotState.FREE
+_WAITING, _FILLING, _QUEUED, _ENDED = Stage.WAITING, Stage.FILLING, Stage.QUEUED, Stage.ENDED
 _SLOT_QUEUED = SlotState.QUEUED
-_SLOT_ZOMBIE = SlotState.ZOMBIE
 _ITEM_LATE = ItemStatus.LATE
 _ITEM_OK = ItemStatus.OK
 
@@ -76,31 +74,42 @@ class Scheduler:
         self.bodies = bodies
         self.workers = [WorkerState(index) for index in range(worker_count)]
         self.feeder = Feeder(decoder_count, frame_count_max=frame_count_max, hang_ns=decoder_hang_ns)
-        self._watch = Watch(self.feeder.decoders, self.workers, start_timeout_ns=start_timeout_ns)
-        self._dispatcher = Dispatcher(self.lines, self.workers, lambda late: self._finish(late, refusals.late()))
-        self.draining = False
-        self.live_count = 0
-        """Tickets that were accepted and not yet answered."""
-        self._deadlines = TicketQueue(_WAITING, _RUNNING)
-        self._effects: list[Effect] = []
+        self._watch = Watch(
+            self.feeder.decoders,
+            self.workers,
+            start_timeout_ns=start_timeout_ns,
+            owing_ns_min=min(decoder_hang_ns, HANG_NS_MIN),
+        )
+        self._plan = Plan(self.lines, self.workers)
+        self._ledger = Ledger(self.feeder)
+        self._dispatcher = Dispatcher(self.lines, self.workers, self._plan, self._ledger.give_up)
+        self._admission = Admission(self.lines, self.workers, self.feeder, self._plan)
         self._number = 0
         self._now_ns = 0
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def precheck(self, line: Line, deadline_ns: int, now_ns: int) -> None:
-        """Refuse what cannot succeed, before a byte of the body is read.
+    @property
+    def live_count(self) -> int:
+        """Tickets that were accepted and not yet answered."""
+        return self._ledger.live_count
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is accepted."""
+        return self._admission.draining
+
+    def precheck(self, line: Line, deadline_ns: int, now_ns: int, *, priority: int = 0, size: int = 0) -> None:
+        """Refuse what cannot be promised, before a byte of the body is read. `size`: bytes of it, 0 when unknown.
 
         Raises: Draining, ModelNotReady, DeadlineExceeded, Overloaded.
         """
-        if self.draining:
-            raise refusals.draining()
-        if not line.serving:
-            raise self._not_serving(line)
-        if now_ns >= deadline_ns:
-            raise refusals.too_late()
-        if line.held_count >= line.queue_max:
-            raise refusals.full(line)
+        now_ns = self._at(now_ns)
+        try:
+            self._admission.check(line, deadline_ns, 1, priority, self.feeder.estimate_ns(size), now_ns)
+        except errors.Refusal:
+            self._admission.offered(line, 1, priority, now_ns)
+            raise
 
     def allocate_body(self, size: int) -> Body:
         """Room for `size` bytes of body. Raises Overloaded when the byte budget is used up."""
@@ -122,48 +131,35 @@ class Scheduler:
     ) -> list[Ticket]:
         """Accept one request's images, all or none: (offset in the segment, size, encoding or TENSOR) each.
 
-        Every ticket holds the body; the caller's own hold stays the caller's. Raises Overloaded, Draining.
+        Every ticket holds the body; the caller's own hold stays the caller's.
+        Raises: Draining, ModelNotReady, DeadlineExceeded, Overloaded, PayloadTooLarge.
         """
-        if self.draining:
-            raise refusals.draining()
-        if len(parts) > line.queue_max:
-            raise refusals.never_fits(line, len(parts))
-        if line.held_count + len(parts) > line.queue_max:
-            raise refusals.full(line)
         now_ns = self._at(now_ns)
+        feeder = self.feeder
+        cost_ns = sum(feeder.estimate_ns(size) for _, size, encoding in parts if encoding is not TENSOR)
+        self._admission.offered(line, len(parts), priority, now_ns)
+        due_ns = self._admission.check(line, deadline_ns, len(parts), priority, cost_ns, now_ns)
+        expected_ns = now_ns + feeder.expected_ns(cost_ns, len(parts))
         tickets = []
         for offset, size, encoding in parts:
             self._number += 1
-            ticket = Ticket(self._number, line, body, offset, size, encoding, priority, deadline_ns, top_k, now_ns)
-            body.hold()
-            self.feeder.enqueue(ticket)
-            self._deadlines.push(deadline_ns, ticket)
+            ticket = Ticket(
+                self._number, line, body, offset, size, encoding, priority, deadline_ns, due_ns, top_k, now_ns
+            )
+            ticket.expected_ns = expected_ns
+            self._ledger.accept(ticket)
             tickets.append(ticket)
-        line.held_count += len(tickets)
-        self.live_count += len(tickets)
+        line.pace.accepted(len(tickets))
         return tickets
-
-    def _not_serving(self, line: Line) -> errors.ModelNotReady:
-        """With a Retry-After while a worker is still loading; not when trying again would be no use."""
-        still_loading = any(not worker.was_ready and not worker.restarts.failing for worker in self.workers)
-        return refusals.loading(line) if still_loading else refusals.not_served(line)
 
     def cancel(self, ticket: Ticket, now_ns: int) -> None:
         """The client is gone: queued work is dropped, running work is thrown away when it comes back."""
         self._at(now_ns)
-        if ticket.stage < _DONE:
-            self._end(ticket)
-            return
-        if ticket.stage is _DONE:
-            self.release(ticket)
-        # Its answer may have been decided and not been handed over: nobody is there to read it.
-        self._effects = [e for e in self._effects if not (isinstance(e, Finish) and e.ticket is ticket)]
+        self._ledger.cancel(ticket)
 
     def release(self, ticket: Ticket) -> None:
         """Its output was read: the slot is free."""
-        assert ticket.stage is _DONE
-        ticket.stage = _ENDED
-        _free_slot(ticket)
+        self._ledger.release(ticket)
 
     # -- decoders ------------------------------------------------------------------------------------------------
 
@@ -173,6 +169,7 @@ class Scheduler:
         if decoder.condemned:
             return
         decoder.ready = True
+        self.feeder.count_ready()
         decoder.restarts.ready(self._at(now_ns))
         self._review()
 
@@ -186,9 +183,9 @@ class Scheduler:
             self.feeder.learn(ticket)
         ticket.let_go_of_body()
         if ticket.stage is _ENDED:
-            _free_slot(ticket)
+            free_slot(ticket)
         elif refusal is not None:
-            self._finish(ticket, refusal, returned=True)
+            self._ledger.finish(ticket, refusal, returned=True)
         else:
             self._enqueue(ticket, now_ns)
         return True
@@ -221,23 +218,31 @@ class Scheduler:
             ticket.attempts += 1 if ticket.number == blamed or not named else 0
             attempts_max = BLAMED_ATTEMPTS_MAX if ticket.number == blamed else DECODE_ATTEMPTS_MAX
             if (ticket.number == blamed and guilty) or ticket.attempts >= attempts_max:
-                self._finish(ticket, refusals.undecodable(), returned=True)
+                self._ledger.finish(ticket, refusals.undecodable(), returned=True)
             else:
                 ticket.stage = _WAITING
                 self.feeder.enqueue(ticket)
 
     # -- workers -------------------------------------------------------------------------------------------------
 
-    def worker_ready(self, index: int, profiles: Mapping[int, Sequence[ProfilePoint]], now_ns: int) -> None:
-        """A worker has warmed these models (by index) and waits for batches."""
+    def worker_ready(
+        self, index: int, profiles: Mapping[int, Sequence[ProfilePoint]], now_ns: int, *, kind: str = ""
+    ) -> None:
+        """A worker has warmed these models (by index) and waits for batches. Workers of one `kind` of device are
+        expected to take equally long.
+        """
         worker = self.workers[index]
         if worker.condemned:
             return
+        now_ns = self._at(now_ns)
         worker.ready = worker.was_ready = True
-        worker.free_at_ns = self._at(now_ns)
+        worker.kind = kind
+        worker.free_at_ns = now_ns
+        worker.start_ns = now_ns - worker.started_ns if worker.started_ns else 0
         worker.restarts.ready(now_ns)
+        alike = [other for other in self.workers if other is not worker and other.ready and other.kind == kind]
         worker.profiles = {
-            model: Profile(points, deadline_ns=self.lines[model].deadline_ns, worker_count=len(self.workers))
+            model: next((o.profiles[model] for o in alike if model in o.profiles), None) or Profile(points)
             for model, points in profiles.items()
         }
         self._review()
@@ -249,28 +254,29 @@ class Scheduler:
         if not worker.batches or worker.batches[0].number != number or len(statuses) != len(worker.batches[0].tickets):
             return None
         batch = worker.batches.pop(0)
+        if statuses[0] is not _ITEM_LATE:
+            took_ns = now_ns - batch.started_ns
+            worker.profiles[batch.line.index].observe(batch.size, took_ns, now_ns)
+            batch.line.pace.ran(batch.expected_ns, took_ns)
         worker.free_at_ns = now_ns
         if worker.batches:
             staged = worker.batches[0]
             staged.started_ns = now_ns
             worker.free_at_ns = now_ns + staged.expected_ns
+        self._plan.changed()
         for ticket, status in zip(batch.tickets, statuses, strict=True):
             ticket.done_ns = now_ns
             if ticket.stage is _ENDED:
-                _free_slot(ticket)
+                free_slot(ticket)
             elif status is _ITEM_OK:
-                ticket.stage = _DONE
-                self._deadlines.discard()
-                self.live_count -= 1
-                ticket.line.arena.move(ticket.slot, _SLOT_DONE)
-                self._effects.append(Finish(ticket, None))
+                self._ledger.answer(ticket)
             elif status is _ITEM_LATE:
                 # The batch was not run because its most urgent image would have been late. The others may still do.
                 ticket.runs -= 1
                 ticket.done_ns = 0
                 self._requeue(ticket, now_ns)
             else:
-                self._finish(ticket, refusals.failed(), returned=True)
+                self._ledger.finish(ticket, refusals.failed(), returned=True)
         return batch
 
     def worker_lost(self, index: int, now_ns: int) -> None:
@@ -287,9 +293,9 @@ class Scheduler:
                 # that broke the protocol may have done anything.
                 ticket.runs -= 1 if place and not worker.broken else 0
                 if ticket.stage is _ENDED:
-                    _free_slot(ticket)
+                    free_slot(ticket)
                 elif ticket.runs >= RUNS_MAX:
-                    self._finish(ticket, refusals.lost(), returned=True)
+                    self._ledger.finish(ticket, refusals.lost(), returned=True)
                 else:
                     self._requeue(ticket, now_ns)
 
@@ -298,12 +304,12 @@ class Scheduler:
         """Its batch was not run: back to its line, pixels and all."""
         ticket.stage = _QUEUED
         ticket.line.arena.move(ticket.slot, _SLOT_QUEUED)
-        ticket.line.held_count += 1
+        ticket.line.promise(ticket)
         ticket.line.enqueue(ticket, now_ns)
 
     def broken(self, role: Role, index: int, reason: str) -> None:
         """A child broke the protocol: it is never believed again."""
-        self._effects.append(self._watch.kill(role, index, reason, broken=True))
+        self._ledger.effects.append(self._watch.kill(role, index, reason, broken=True))
 
     # -- time ----------------------------------------------------------------------------------------------------
 
@@ -318,80 +324,47 @@ class Scheduler:
 
     def drain(self) -> None:
         """Accept nothing more; finish what was accepted."""
-        self.draining = True
+        self._admission.draining = True
 
     def refuse_rest(self, now_ns: int) -> None:
         """The drain took too long: whoever still waits is told to ask another server, which a reset would not say."""
         self._at(now_ns)
-        while (ticket := self._deadlines.peek()) is not None:
-            self._finish(ticket, refusals.gone_down())
+        while (ticket := self._ledger.first()) is not None:
+            self._ledger.finish(ticket, refusals.gone_down())
 
     def advance(self, now_ns: int) -> list[Effect]:
         """Decide everything that can be decided at `now_ns`, and hand over all effects since the last call."""
         now_ns = self._at(now_ns)
-        self._expire(now_ns)
-        effects = self._effects
-        effects += self._watch.look(now_ns)
+        self._ledger.expire(now_ns)
+        effects = self._ledger.effects
+        if now_ns >= self._watch.next_ns:
+            effects += self._watch.look(now_ns)
         effects += self._dispatcher.dispatch(now_ns)
         # After the batches: a head that was too late for one has just given its slot back.
         effects += self.feeder.feed(self.lines, now_ns)
-        self._effects = []
+        if effects:
+            self._watch.work_sent(now_ns)
+            self._ledger.effects = []
         return effects
 
     def wake_at_ns(self) -> int | None:
         """When `advance` must be called again at the latest, if no input comes first."""
-        first = self._deadlines.peek()
-        times = (self._dispatcher.wake_ns, self._watch.wake_at_ns(), first.deadline_ns if first is not None else None)
-        return min((time for time in times if time is not None), default=None)
+        first = self._ledger.first()
+        wake_ns = min(self._watch.next_ns, first.deadline_ns if first is not None else NEVER_NS)
+        if self._dispatcher.wake_ns is not None:
+            wake_ns = min(wake_ns, self._dispatcher.wake_ns)
+        return wake_ns if wake_ns < NEVER_NS else None
 
     def _review(self) -> None:
         """A child came or went: which models would be served, by children that are up or are expected back?"""
         decoding = not all(decoder.restarts.failing for decoder in self.feeder.decoders)
         for line in self.lines:
             line.serving = decoding and any(worker.serves(line.index) for worker in self.workers)
+        self._watch.child_changed()
+        self._plan.changed()
+        self._admission.review(self._now_ns)
 
     def _at(self, now_ns: int) -> int:
         """Time never goes back."""
         self._now_ns = max(self._now_ns, now_ns)
         return self._now_ns
-
-    def _expire(self, now_ns: int) -> None:
-        while (ticket := self._deadlines.peek()) is not None and ticket.deadline_ns <= now_ns:
-            self._finish(ticket, refusals.late())
-
-    # -- ends ----------------------------------------------------------------------------------------------------
-
-    def _finish(self, ticket: Ticket, refusal: errors.Refusal, *, returned: bool = False) -> None:
-        self._end(ticket, returned=returned)
-        self._effects.append(Finish(ticket, refusal))
-
-    def _end(self, ticket: Ticket, *, returned: bool = False) -> None:
-        """Take a live ticket out of wherever it is. Its slot is freed, or left to the child that holds its bytes.
-
-        `returned`: that child has just answered, or is dead and reaped.
-        """
-        stage, line = ticket.stage, ticket.line
-        ticket.stage = _ENDED
-        self._deadlines.discard()
-        self.live_count -= 1
-        if stage is not _RUNNING:
-            line.held_count -= 1
-        if stage is _WAITING:
-            self.feeder.queue_of(ticket).discard()
-            ticket.let_go_of_body()
-            return
-        if stage is _QUEUED:
-            line.ready.discard()
-            line.after_seal()
-        elif not returned and not (stage is _FILLING and ticket.encoding is TENSOR):
-            line.arena.move(ticket.slot, _SLOT_ZOMBIE)
-            return
-        ticket.let_go_of_body()
-        _free_slot(ticket)
-
-
-def _free_slot(ticket: Ticket) -> None:
-    """Nobody holds the ticket's bytes any more. A lost decoder's slots are free already."""
-    if ticket.slot >= 0:
-        ticket.line.arena.move(ticket.slot, _SLOT_FREE)
-        ticket.slot = -1

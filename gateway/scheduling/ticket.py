@@ -67,7 +67,11 @@ class Body:
 
 
 class Ticket:
-    """The scheduler's record of one image (or one row of a tensor)."""
+    """The scheduler's record of one image (or one row of a tensor).
+
+    `deadline_ns` is the client's; `due_ns` is when it is planned to be done, a margin earlier: the order of service.
+    `expected_ns` is when it was to be decoded.
+    """
 
     __slots__ = (
         "attempts",
@@ -77,7 +81,9 @@ class Ticket:
         "decode_ns",
         "decoded_ns",
         "done_ns",
+        "due_ns",
         "encoding",
+        "expected_ns",
         "line",
         "number",
         "offset",
@@ -103,6 +109,7 @@ class Ticket:
         encoding: Encoding | None,
         priority: int,
         deadline_ns: int,
+        due_ns: int,
         top_k: int,
         now_ns: int,
     ) -> None:
@@ -114,6 +121,7 @@ class Ticket:
         self.encoding = encoding
         self.priority = priority
         self.deadline_ns = deadline_ns
+        self.due_ns = due_ns
         self.top_k = top_k
         self.stage = Stage.WAITING
         self.slot = -1
@@ -121,17 +129,13 @@ class Ticket:
         self.runs = 0
         self.cost_ns = 0
         self.submitted_ns = now_ns
+        self.expected_ns = 0
         self.sent_ns = self.decoded_ns = self.run_ns = self.done_ns = 0
         self.decode_ns = 0
         self.owner: Any = None
 
     def __repr__(self) -> str:
         return f"<Ticket {self.number} {self.stage.name} slot={self.slot} attempts={self.attempts} runs={self.runs}>"
-
-    @property
-    def key(self) -> int:
-        """Order of service: class first, then earliest deadline. Ties go to the lower number."""
-        return self.priority << 62 | self.deadline_ns
 
     def let_go_of_body(self) -> None:
         """The encoded bytes are not needed any more."""

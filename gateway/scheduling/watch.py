@@ -13,16 +13,28 @@ if TYPE_CHECKING:
     from gateway.scheduling.placement import WorkerState
     from gateway.scheduling.ticket import Effect
 
+NEVER_NS = 1 << 62
+
 
 class Watch:
     """The clock over every child. Its state is theirs."""
 
-    __slots__ = ("_decoders", "_start_timeout_ns", "_workers")
+    __slots__ = ("_decoders", "_owing_ns_min", "_start_timeout_ns", "_workers", "next_ns")
 
     def __init__(
-        self, decoders: Sequence[DecoderState], workers: Sequence[WorkerState], *, start_timeout_ns: int
+        self,
+        decoders: Sequence[DecoderState],
+        workers: Sequence[WorkerState],
+        *,
+        start_timeout_ns: int,
+        owing_ns_min: int,
     ) -> None:
-        """A child that is not ready `start_timeout_ns` after its spawn is killed."""
+        """A child that is not ready `start_timeout_ns` after its spawn is killed. Whoever is given work has at least
+        `owing_ns_min` to answer.
+        """
+        self.next_ns = 0
+        """When to look again; `NEVER_NS` while nobody owes anything. Looking costs a step for each child."""
+        self._owing_ns_min = owing_ns_min
         self._decoders = decoders
         self._workers = workers
         self._start_timeout_ns = start_timeout_ns
@@ -39,6 +51,7 @@ class Watch:
     def look(self, now_ns: int) -> list[Effect]:
         """Start the dead whose time has come, kill what hangs or does not come up."""
         effects: list[Effect] = []
+        self.next_ns = NEVER_NS
         for role, child in self._children():
             if child.spawn_at_ns is not None and now_ns >= child.spawn_at_ns:
                 child.spawn_at_ns = None
@@ -48,16 +61,19 @@ class Watch:
             due_ns = self._due_ns(child)
             if due_ns is not None and now_ns >= due_ns:
                 effects.append(self.kill(role, child.index, "hung" if child.ready else "did not start in time"))
+            elif due_ns is not None and due_ns < self.next_ns:
+                self.next_ns = due_ns
+            if child.spawn_at_ns is not None and child.spawn_at_ns < self.next_ns:
+                self.next_ns = child.spawn_at_ns
         return effects
 
-    def wake_at_ns(self) -> int | None:
-        """When `look` has something to do, if nothing else happens before."""
-        times = []
-        for _, child in self._children():
-            due_ns = child.spawn_at_ns if child.spawn_at_ns is not None else self._due_ns(child)
-            if due_ns is not None:
-                times.append(due_ns)
-        return min(times, default=None)
+    def work_sent(self, now_ns: int) -> None:
+        """Somebody was given work, and will owe an answer."""
+        self.next_ns = min(self.next_ns, now_ns + self._owing_ns_min)
+
+    def child_changed(self) -> None:
+        """A child died or came up: look at the next opportunity."""
+        self.next_ns = 0
 
     def _children(self) -> Iterator[tuple[Role, DecoderState | WorkerState]]:
         for decoder in self._decoders:

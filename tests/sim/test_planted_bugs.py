@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.scheduling import batcher, placement, scheduler
+from gateway.scheduling import batcher, ledger, placement, scheduler
 from gateway.scheduling.batcher import decide, take
 from gateway.scheduling.feeder import DecoderState, Feeder
 from gateway.scheduling.placement import WorkerState
 from gateway.scheduling.restarts import FAILING_COUNT, Restarts
-from gateway.scheduling.scheduler import Scheduler, _free_slot
+from gateway.scheduling.scheduler import Scheduler
 from gateway.scheduling.ticket import TENSOR, Stage, Ticket
 from gateway.scheduling.watch import Watch
 from shm.arena import SlotArena, SlotState

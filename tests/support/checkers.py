@@ -63,9 +63,10 @@ def ran(world: World, child: FakeChild, batch: Batch) -> None:
     require(0 < len(batch.tickets) <= batch.size, f"{len(batch.tickets)} tickets at size {batch.size}")
     earliest_ns = min(world.record(ticket).deadline_ns for ticket in batch.tickets)
     start_ns = max(world.now, child.free_at_ns) if child.batches else world.now
-    late_ns = start_ns + times_ns[batch.size] - earliest_ns
+    require(batch.expected_ns >= times_ns[batch.size] // 3, f"size {batch.size} is expected in {batch.expected_ns} ns")
+    late_ns = start_ns + batch.expected_ns - earliest_ns
     require(late_ns <= 0, f"a batch is sent to answer {late_ns} ns too late")
-    require(batch.latest_start_ns + times_ns[batch.size] <= earliest_ns, "the batch's latest start is too late")
+    require(batch.latest_start_ns + batch.expected_ns <= earliest_ns, "the batch's latest start is too late")
     for ticket in batch.tickets:
         record = world.record(ticket)
         require(record.line == batch.line.index, f"{record} runs on another model")
@@ -77,11 +78,13 @@ def ran(world: World, child: FakeChild, batch: Batch) -> None:
 
 
 def ordered(world: World, batch: Batch, end_ns: int) -> None:
-    """Class first, then earliest deadline: nobody who could have been in the batch has a better claim."""
-    last = max(world.record(ticket).claim for ticket in batch.tickets)
+    """Within a class earliest due first; and real time first, unless what goes before it is due even earlier."""
+    taken = [world.record(ticket).claim for ticket in batch.tickets]
     left = [record.claim for record in world.ready[batch.line.index].values() if record.deadline_ns >= end_ns]
-    best = min(left, default=last)
-    require(last <= best, f"a batch overtakes a ticket of {best} with one of {last}")
+    for priority, *_ in set(taken):
+        last = max(claim for claim in taken if claim[0] == priority)
+        best = min((claim for claim in left if claim[0] <= priority), key=lambda claim: claim[1:], default=last)
+        require(last[1:] <= best[1:], f"a batch overtakes a ticket of {best} with one of {last}")
 
 
 def answered(world: World, record: Record, refusal: Refusal | None) -> None:
@@ -115,7 +118,8 @@ def _late_for_a_reason(world: World, record: Record) -> None:
     require(record.place == "ready", f"{record} is late before its deadline")
     busy_ns = max([child.free_at_ns - world.now for child in world.workers if child.batches], default=0)
     spare_ns = record.deadline_ns - world.now - max(0, busy_ns)
-    slowest_ns = max(world.plan.models[record.line].times_ns.values())
+    believed = [worker.profiles[record.line].times_ns for worker in world.core.workers if worker.profiles]
+    slowest_ns = max(max(times_ns.values()) for times_ns in (world.plan.models[record.line].times_ns, *believed))
     require(spare_ns < slowest_ns, f"{record} is late with {spare_ns} ns to spare")
 
 
@@ -141,12 +145,12 @@ def busy(world: World) -> None:
     for index, model in enumerate(world.plan.models):
         line = core.lines[index]
         limit_ns = world.now - model.window_ns - (LATE_NS if model.window_ns else 0)
-        if idle:
-            stuck = [record for record in world.ready[index].values() if record.ready_ns <= limit_ns]
+        if idle and len(world.ready[index]) == len(world.live):
+            # With others on their way it may be held back for their sake; the batch class also for those who may come.
+            ready = [record for record in world.ready[index].values() if record.claim[0] == 0 or world.is_quiet]
+            stuck = [record for record in ready if record.ready_ns <= limit_ns]
             require(not stuck, f"{stuck} wait beside {idle}")
-            require(
-                len(world.ready[index]) < core.workers[idle[0].index].profiles[index].best_size, "a full batch waits"
-            )
+            require(len(ready) < line.pace.size, "a full batch waits")
         if len(line.small) and line.arena.free_count:
             lazy = [child for child in world.decoders if child.announced and not child.condemned and not child.held]
             *others, spare = core.feeder.decoders
@@ -162,8 +166,8 @@ def bounded(world: World) -> None:
     require(core.live_count == len(world.live), f"live_count {core.live_count} of {len(world.live)}")
     dead_max = 65 + sum(line.queue_max + 2 * line.arena.count for line in core.lines)
     for line in core.lines:
-        require(0 <= line.held_count <= line.queue_max + line.arena.count, f"held_count {line.held_count}")
-        for queue in (line.small, line.large, line.ready, core._deadlines):
+        require(0 <= len(line.dues) <= line.queue_max + line.arena.count, f"{len(line.dues)} promised")
+        for queue in (line.small, line.large, line.ready, line.ready_batch, core._ledger._deadlines):
             require(len(queue) >= 0 and len(queue._heap) - len(queue) <= dead_max, "dead entries pile up")
 
 
@@ -174,12 +178,12 @@ def empty(world: World) -> None:
     require(core.live_count == 0, f"live_count is {core.live_count}")
     require(core.bodies.held_size == 0, f"{core.bodies.held_size} bytes of bodies leak")
     require((core.bodies._starts, core.bodies._ends) == ([0], [core.bodies.size]), "bodies are not one free range")
-    require(len(core._deadlines) == 0, "a deadline is left")
+    require(len(core._ledger._deadlines) == 0, "a deadline is left")
     for line in core.lines:
         free = sum(line.arena.state(slot) is SlotState.FREE for slot in range(line.arena.count))
         require(free == line.arena.count == line.arena.free_count, f"slots leak: {line.arena.statistics()}")
-        require(line.held_count == 0, f"held_count is {line.held_count}")
-        for queue in (line.small, line.large, line.ready):
+        require((line.dues, line.batch_count) == ([], 0), f"promised: {line.dues}")
+        for queue in (line.small, line.large, line.ready, line.ready_batch):
             require(len(queue) == 0 and queue.peek() is None, "a queue is not empty")
     for decoder in core.feeder.decoders:
         require(not decoder.held, "a decoder holds an image")

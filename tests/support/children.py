@@ -241,6 +241,7 @@ class FakeBatch:
         self.number = batch.number
         self.model = batch.line.index
         self.size = batch.size
+        self.expected_ns = batch.expected_ns
         self.latest_start_ns = batch.latest_start_ns
         self.items = [(record, (record.line, record.ticket.slot)) for record in records]
         self.arrived = False
@@ -285,7 +286,7 @@ class FakeWorker(FakeChild):
         if not self.batches:
             self.owed_ns = world.now
         start_ns = max(world.now, self.free_at_ns) if self.batches else world.now
-        self.free_at_ns = start_ns + world.plan.models[mine.model].times_ns[mine.size]
+        self.free_at_ns = start_ns + batch.expected_ns
         checkers.ordered(world, batch, self.free_at_ns)
         self.batches.append(mine)
         self.send(lambda: self._take(mine))
@@ -342,7 +343,7 @@ class FakeWorker(FakeChild):
         require(self.batches.pop(0) is batch, "the fake worker answers out of order")
         self.owed_ns = world.now
         staged = self.batches[0] if self.batches else None
-        self.free_at_ns = world.now + (world.plan.models[staged.model].times_ns[staged.size] if staged else 0)
+        self.free_at_ns = world.now + (staged.expected_ns if staged else 0)
         for (record, key), status in zip(batch.items, statuses, strict=True):
             world.holders.pop(key)
             record.status = status

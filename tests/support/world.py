@@ -64,7 +64,7 @@ class World:
             decoder_hang_ns=plan.decoder_hang_ns,
             start_timeout_ns=plan.start_timeout_ns,
         )
-        self.now = START_NS
+        self.now = self.arrived_ns = START_NS
         self.trace: list[tuple[object, ...]] = []
         self.records: dict[int, Record] = {}
         self.live: dict[int, Record] = {}
@@ -99,6 +99,11 @@ class World:
     def touch(self) -> None:
         """An input was given: the driver will call `advance`, soon."""
         self._dirty = True
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no request came for a second."""
+        return self.now - self.arrived_ns > 1_000 * MS
 
     def note(self, *what: object) -> None:
         self.trace.append((self.now, *what))
@@ -250,6 +255,7 @@ class World:
     def arrive(self, line_index: int, *, deadline_ns: int | None = None, priority: int = 0) -> None:
         """A request's headers are here: precheck, then room for its body, then its body, then its tickets."""
         draw, line = self.draw, self.core.lines[line_index]
+        self.arrived_ns = self.now
         if deadline_ns is None:
             tight = self.chance(self.plan.tight_share)
             deadline_ns = self.now + int(
@@ -266,7 +272,7 @@ class World:
             parts.append((total, size, TENSOR if tensor else draw.randint(0, 1)))
             total += size
         try:
-            self.core.precheck(line, deadline_ns, self.now)
+            self.core.precheck(line, deadline_ns, self.now, priority=priority, size=total)
             body = self.core.allocate_body(total + draw.choice((0, 1000)))
         except errors.Refusal as refusal:
             self.note("refused", refusal.code)
@@ -298,7 +304,7 @@ class World:
             self.touch()
         self.note("submit", line.index, deadline_ns, *(ticket.number for ticket in tickets))
         for ticket, (_, _, encoding) in zip(tickets, parts, strict=True):
-            claim = (priority, deadline_ns, ticket.number)
+            claim = (priority, ticket.due_ns, ticket.number)
             record = Record(ticket, line.index, claim, deadline_ns, self.now)
             self.records[ticket.number] = self.live[ticket.number] = record
             record.tensor = encoding == TENSOR

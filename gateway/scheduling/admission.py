@@ -1,0 +1,155 @@
+"""Whether images are accepted: the one place that says yes, or why not. A yes is a promise; the plan keeps it.
+
+Before the body is read a request is checked as one image; once its images are known they are one decision. Nothing is
+reserved in between: a slow upload would be a cheap way to lock others out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.scheduling import refusals
+from gateway.scheduling.ticket import Priority
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway import errors
+    from gateway.scheduling.feeder import Feeder
+    from gateway.scheduling.line import Line
+    from gateway.scheduling.placement import WorkerState
+    from gateway.scheduling.plan import Plan
+    from gateway.scheduling.profile import Profile
+
+REVIEW_NS = 20_000_000
+"""How often sizes, shares and margins follow what was measured, while there is traffic."""
+
+BATCH_BACKLOG_SHARE = 0.25
+"""Batch work is accepted while workers, on their own, would be done with all of it in this share of its time."""
+
+_BATCH = Priority.BATCH
+
+
+class Admission:
+    """The decision, and the review that keeps its figures current."""
+
+    __slots__ = ("_feeder", "_lines", "_plan", "_review_ns", "_workers", "draining")
+
+    def __init__(self, lines: Sequence[Line], workers: Sequence[WorkerState], feeder: Feeder, plan: Plan) -> None:
+        self._lines = lines
+        self._workers = workers
+        self._feeder = feeder
+        self._plan = plan
+        self._review_ns = 0
+        self.draining = False
+
+    def check(self, line: Line, deadline_ns: int, count: int, priority: int, cost_ns: int, now_ns: int) -> int:
+        """When `count` images are to be done, margin kept back, if they are accepted: an absolute time in ns.
+
+        `cost_ns`: how long decoding all of them is expected to take one decoder.
+        Raises: Draining, ModelNotReady, DeadlineExceeded, Overloaded, PayloadTooLarge.
+        """
+        profile = self._serving(line)
+        if count > line.queue_max:
+            raise refusals.never_fits(line, count)
+        if now_ns >= self._review_ns:
+            self.review(now_ns)
+        budget_ns = deadline_ns - now_ns
+        if budget_ns <= 0:
+            raise refusals.too_late()
+        pace = line.pace
+        margin_ns = pace.margin_ns(budget_ns, profile.times_ns[pace.size])
+        needed_ns = cost_ns // count + profile.by_count[1] + margin_ns
+        if needed_ns > budget_ns:
+            raise refusals.impossible(line, needed_ns)
+        if len(line.dues) + count > line.queue_max:
+            raise self._refused(line, priority, now_ns, refusals.full(line))
+        if priority == _BATCH:
+            self._check_batch(line, budget_ns, count, profile, now_ns)
+        elif len(line.dues) - line.batch_count + count > pace.quota:
+            raise self._refused(line, priority, now_ns, refusals.over_share(line))
+        due_ns = deadline_ns - margin_ns
+        ready_ns = now_ns + self._feeder.expected_ns(cost_ns, count)
+        lateness_ns = self._plan.lateness_ns(line, due_ns, count, ready_ns, now_ns)
+        if lateness_ns > 0:
+            raise self._refused(line, priority, now_ns, refusals.no_time(line, lateness_ns))
+        return due_ns
+
+    def _serving(self, line: Line) -> Profile:
+        """What to expect of the line's batches. Raises Draining, ModelNotReady."""
+        if self.draining:
+            raise refusals.draining()
+        if not line.serving or line.profile is None:
+            # With a Retry-After while a worker is still loading; not when trying again would be no use.
+            if any(not worker.was_ready and not worker.restarts.failing for worker in self._workers):
+                raise refusals.loading(line)
+            raise refusals.not_served(line)
+        return line.profile
+
+    def _check_batch(self, line: Line, budget_ns: int, count: int, profile: Profile, now_ns: int) -> None:
+        """The batch class gets what room the real-time class leaves. Raises Overloaded."""
+        if any(other.pace.is_refusing(now_ns) for other in self._lines):
+            raise refusals.real_time_first(line)
+        if self._plan.crowds(now_ns):
+            raise refusals.real_time_first(line)
+        size = line.pace.best_size
+        work_ns = (line.batch_count + count) * profile.times_ns[size] // size
+        if work_ns > BATCH_BACKLOG_SHARE * budget_ns * line.worker_count:
+            raise refusals.batch_full(line, work_ns)
+
+    def offered(self, line: Line, count: int, priority: int, now_ns: int) -> None:
+        """Images were asked for, whatever comes of it; once for each. The batch class takes what is left, so it does
+        not count.
+        """
+        if priority != _BATCH and line.pace.offered(count, now_ns) and len(self._lines) > 1:
+            self.review(now_ns)  # one more model that shares the workers
+
+    @staticmethod
+    def _refused(line: Line, priority: int, now_ns: int, refusal: errors.Refusal) -> errors.Refusal:
+        if priority != _BATCH:
+            line.pace.refused(now_ns)
+        return refusal
+
+    # -- review --------------------------------------------------------------------------------------------------
+
+    def review(self, now_ns: int) -> None:
+        """Let every line's share, batch size and inflation follow what was measured."""
+        self._review_ns = now_ns + REVIEW_NS
+        for line in self._lines:
+            self._look(line)
+        active = [line for line in self._lines if line.profile is not None and line.pace.is_active(now_ns)]
+        weights = sum(line.weight for line in active)
+        demands = {line.index: line.pace.demand_ns(line.profile, now_ns) for line in active if line.profile is not None}
+        for line in self._lines:
+            profile = line.profile
+            if profile is None:
+                continue
+            line.pace.learn(now_ns)
+            profile.refresh(now_ns, line.pace.inflation)
+            others = [other for other in active if other is not line]
+            share = line.weight / weights if line in active else 1.0
+            room_ns = line.worker_count * line.deadline_ns
+            taken_ns = sum(min(demands[other.index], other.weight / weights * room_ns) for other in others)
+            size = line.pace.plan(
+                profile, share=share, taken_ns=int(taken_ns), worker_count=line.worker_count, now_ns=now_ns
+            )
+            self._resize(line, size, now_ns)
+
+    def _resize(self, line: Line, size: int, now_ns: int) -> None:
+        """Plan with another batch size, unless that breaks a promise: then later."""
+        before = line.pace.size
+        if size == before:
+            return
+        slack_ns = self._plan.slack_ns(now_ns) if line.dues else 0
+        line.pace.size = size
+        self._plan.changed()
+        if line.dues and self._plan.slack_ns(now_ns) < min(0, slack_ns):
+            line.pace.size = before
+            self._plan.changed()
+
+    def _look(self, line: Line) -> None:
+        """Which workers serve a line, and what to expect of its batches: of unlike workers, the slowest one's."""
+        able = [worker for worker in self._workers if worker.is_expected and line.index in worker.profiles]
+        if able:
+            line.worker_count = len(able)
+            line.profile = max((w.profiles[line.index] for w in able), key=lambda profile: profile.by_count[-1])

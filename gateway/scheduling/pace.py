@@ -1,0 +1,196 @@
+"""How full and how carefully one model's batches are planned: its offered rate, its margin, its inflation, its B*.
+
+Source: the inflation controller is reference 7.1's; the best size is Symphony's (1 + 1/N) l(B) <= D (arXiv 2308.07470),
+generalised to shares of the workers; the fluid size under overload is the largest that can still be collected and run
+inside the deadline, l(B) + B / rate <= D.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.scheduling.profile import Profile
+
+MS = 1_000_000
+S = 1_000_000_000
+
+MARGIN_NS_MIN = 1 * MS
+MARGIN_SHARE = 0.1
+"""Of a request's time that is kept back. Source: Clockwork (OSDI 2020) keeps 5 ms of 100."""
+
+MARGIN_SHARE_MAX = 1 / 3
+"""However late batches end, no more than this is kept back: a margin that refuses everybody never learns better."""
+
+LATE_SHARE = 0.001
+"""Of accepted images that may be answered late before more is expected of every batch."""
+
+INFLATION_MIN, INFLATION_MAX = 1.02, 1.5
+INFLATION_UP, INFLATION_DOWN = 0.02, 0.001
+INFLATION_PERIOD_NS = 1 * S
+
+TAIL_SHARE = 0.0005
+"""Of batches that may end later than the margin covers."""
+
+TAIL_STEP, TAIL_STEPS = 1 / 32, 64
+TAIL_PERIOD_NS = 10 * S
+"""Overruns are remembered for one to two of these."""
+
+RATE_MEMORY_NS_MIN = 20 * MS
+ACTIVE_NS = 1 * S
+"""A model that nothing was asked of for this long does not count among those that share the workers."""
+
+NO_QUOTA = 1 << 62
+
+CHUNKS_MIN = 4
+"""Where more models share workers than their deadline has room for, a batch may take a deadline's CHUNKS_MIN-th."""
+
+
+class Pace:
+    """One model's controller. Durations in ns; `deadline_ns` is the model's own, a duration."""
+
+    __slots__ = (
+        "_accepted",
+        "_checked_ns",
+        "_late",
+        "_offered_ns",
+        "_rate",
+        "_rate_memory_ns",
+        "_refused_ns",
+        "_tail_ns",
+        "_tails",
+        "best_size",
+        "deadline_ns",
+        "inflation",
+        "quota",
+        "size",
+        "tail",
+    )
+
+    def __init__(self, deadline_ns: int) -> None:
+        self.deadline_ns = deadline_ns
+        self.inflation = INFLATION_MIN
+        self.tail = 0.0
+        """By which share of its expected time a batch may be late, all but TAIL_SHARE of them."""
+        self.best_size = 1
+        """B*: an image that just missed a batch still makes the next one. 1 until there is a profile."""
+        self.size = 1
+        """Images in a batch as planned now: B*, or more under overload."""
+        self.quota = NO_QUOTA
+        """Images of the real-time class that may wait; its share of the workers while other models are busy too."""
+        self._rate = 0.0
+        self._offered_ns = -ACTIVE_NS
+        self._refused_ns = -ACTIVE_NS
+        self._rate_memory_ns = RATE_MEMORY_NS_MIN
+        self._accepted = self._late = 0
+        self._checked_ns = 0
+        self._tails = [[0] * (TAIL_STEPS + 1), [0] * (TAIL_STEPS + 1)]
+        self._tail_ns = 0
+
+    # -- what happens --------------------------------------------------------------------------------------------
+
+    def offered(self, count: int, now_ns: int) -> bool:
+        """Images were asked for, whatever the answer. Whether this model was asleep before."""
+        asleep = now_ns - self._offered_ns >= ACTIVE_NS
+        self._rate = self.rate(now_ns) + count / self._rate_memory_ns
+        self._offered_ns = max(self._offered_ns, now_ns)
+        return asleep
+
+    def accepted(self, count: int) -> None:
+        """Images were promised an answer in time."""
+        self._accepted += count
+
+    def refused(self, now_ns: int) -> None:
+        """Real-time work was refused because there is too much of it."""
+        self._refused_ns = now_ns
+
+    def late(self) -> None:
+        """An accepted image was not answered in time."""
+        self._late += 1
+
+    def ran(self, expected_ns: int, took_ns: int) -> None:
+        """A batch that was expected to take `expected_ns` took `took_ns`."""
+        step = int((took_ns / expected_ns - 1) / TAIL_STEP) + 1 if took_ns > expected_ns else 0
+        self._tails[0][min(step, TAIL_STEPS)] += 1
+
+    # -- what follows --------------------------------------------------------------------------------------------
+
+    def rate(self, now_ns: int) -> float:
+        """Images per ns that are asked for, lately."""
+        return self._rate * math.exp(min(0, self._offered_ns - now_ns) / self._rate_memory_ns)
+
+    def is_active(self, now_ns: int) -> bool:
+        """Whether it counts among the models that share the workers."""
+        return now_ns - self._offered_ns < ACTIVE_NS
+
+    def is_refusing(self, now_ns: int) -> bool:
+        """Whether real-time work was refused lately."""
+        return now_ns - self._refused_ns < ACTIVE_NS
+
+    def margin_ns(self, budget_ns: int, batch_ns: int) -> int:
+        """How much of a budget is kept back for what nobody expects, with batches of `batch_ns`."""
+        margin_ns = MARGIN_SHARE * budget_ns
+        if self.tail * batch_ns > margin_ns:
+            margin_ns = min(self.tail * batch_ns, MARGIN_SHARE_MAX * budget_ns)
+        return int(margin_ns) if margin_ns > MARGIN_NS_MIN else MARGIN_NS_MIN
+
+    def learn(self, now_ns: int) -> None:
+        """Once in a while: what the late share and the overruns of the last period teach."""
+        if now_ns - self._checked_ns >= INFLATION_PERIOD_NS:
+            self._checked_ns = now_ns
+            late = self._late > LATE_SHARE * self._accepted
+            step = INFLATION_UP if late else -INFLATION_DOWN
+            self.inflation = min(INFLATION_MAX, max(INFLATION_MIN, self.inflation + step))
+            self._accepted = self._late = 0
+        if now_ns - self._tail_ns >= TAIL_PERIOD_NS:
+            self._tail_ns = now_ns
+            self._tails = [[0] * (TAIL_STEPS + 1), self._tails[0]]
+        self.tail = self._tail()
+
+    def _tail(self) -> float:
+        counts = [new + old for new, old in zip(*self._tails, strict=True)]
+        allowed = int(TAIL_SHARE * sum(counts))
+        for step in range(TAIL_STEPS, 0, -1):
+            allowed -= counts[step]
+            if allowed < 0:
+                return step * TAIL_STEP
+        return 0.0
+
+    def demand_ns(self, profile: Profile, now_ns: int) -> int:
+        """Worker time for what half a deadline brings, as one batch where that is possible."""
+        count = math.ceil(self.rate(now_ns) * self.deadline_ns / 2)
+        whole, rest = divmod(count, profile.sizes[-1])
+        return whole * profile.by_count[-1] + profile.by_count[rest]
+
+    def plan(self, profile: Profile, *, share: float, taken_ns: int, worker_count: int, now_ns: int) -> int:
+        """Set B* and the quota, and return the size to plan with now.
+
+        `share` is this model's part of the workers among the active ones; `taken_ns` is the worker time that the others
+        want while one of its images may wait, each within its own share.
+        """
+        deadline_ns = self.deadline_ns
+        rate = self.rate(now_ns)
+
+        def room_ns(time_ns: int) -> int:
+            """Worker time before an image's deadline, behind a batch that was just started."""
+            margin_ns = max(self.margin_ns(deadline_ns, time_ns), int(self.tail * time_ns))
+            return worker_count * (deadline_ns - margin_ns - time_ns)
+
+        def fits(_: int, time_ns: int) -> bool:
+            return time_ns <= room_ns(time_ns) - taken_ns
+
+        def collects(size: int, time_ns: int) -> bool:
+            return size * worker_count <= rate * room_ns(time_ns)
+
+        self.best_size = size = profile.best_size(fits)
+        if taken_ns:
+            floor_ns = deadline_ns // CHUNKS_MIN
+            self.best_size = size = max(size, profile.best_size(lambda _, time_ns: time_ns <= floor_ns))
+        else:
+            size = max(size, profile.best_size(collects))
+        self._rate_memory_ns = max(RATE_MEMORY_NS_MIN, profile.times_ns[self.best_size])
+        time_ns = profile.times_ns[size]
+        own_ns = max(room_ns(time_ns) - taken_ns, share * room_ns(time_ns))
+        self.quota = size * max(1, int(own_ns / time_ns)) if taken_ns else NO_QUOTA
+        return size

@@ -1,0 +1,220 @@
+"""Whether what was promised can be kept: the plan of batches on workers, earliest due time first.
+
+The plan is never stored. It is what would happen if nothing more came: each model's images in order of their due times,
+cut into batches of the size that its `pace` plans with, each on the worker that is free first. A promise is made only
+if the plan keeps all of them; whoever leaves the plan's order asks `slack_ns` first.
+
+Source: reference 7.2, `feasible`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from gateway.scheduling.line import Line
+    from gateway.scheduling.placement import WorkerState
+
+STALE_NS = 500_000
+"""With an idle worker, planned starts move with time; older than this they are worked out anew when they matter."""
+
+NEVER_NS = 1 << 62
+
+FEW = 0.5
+"""Where fewer real-time images come within a deadline, no room is kept free for them."""
+
+
+class _Starts:
+    """When the coming batches of one line start, were it alone: kept until a worker's time or the size changes."""
+
+    __slots__ = ("_heap", "at_ns", "idle_count", "list", "size", "version")
+
+    def __init__(self, line: Line, workers: Iterable[WorkerState], version: int, now_ns: int) -> None:
+        self.version = version
+        self.size = line.pace.size
+        self.at_ns = now_ns
+        self._heap = []
+        self.idle_count = 0
+        for worker in workers:
+            profile = worker.profiles.get(line.index)
+            if profile is None:
+                continue
+            free_ns = worker.expected_free_ns(now_ns)
+            if free_ns <= now_ns:
+                free_ns = now_ns
+                self.idle_count += 1
+            self._heap.append((free_ns, worker.index, profile.by_count))
+        heapq.heapify(self._heap)
+        self.list: list[tuple[int, list[int]]] = []
+        """(start in ns, what n images take there) of each batch."""
+
+    def reach(self, count: int) -> None:
+        """Work out the first `count` starts."""
+        heap, found, size = self._heap, self.list, self.size
+        while len(found) < count:
+            start_ns, index, by_count = heap[0]
+            found.append((start_ns, by_count))
+            heapq.heapreplace(heap, (start_ns + by_count[size], index, by_count))
+
+    def __bool__(self) -> bool:
+        return bool(self._heap)
+
+
+class Plan:
+    """All lines on all workers. Whoever changes when a worker is free, or what a batch costs, calls `changed`."""
+
+    __slots__ = ("_lines", "_starts", "_version", "_workers")
+
+    def __init__(self, lines: Sequence[Line], workers: Sequence[WorkerState]) -> None:
+        self._lines = lines
+        self._workers = workers
+        self._version = 0
+        self._starts: dict[int, _Starts] = {}
+
+    def changed(self) -> None:
+        """A worker's free time, a profile or a size is not what it was."""
+        self._version += 1
+
+    def lateness_ns(self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int) -> int:
+        """By how much the worst promise would be broken if `count` images more were promised for `due_ns`.
+
+        0 or less: none. They will be decoded at `ready_ns`. NEVER_NS: no worker could run them.
+        """
+        if self._has_room(line, due_ns, count, max(ready_ns, now_ns)):
+            return 0
+        if all(other is line or not other.dues for other in self._lines):
+            return self._alone_ns(line, due_ns, count, ready_ns, now_ns)
+        return self._together_ns(now_ns, line, due_ns, count, ready_ns)
+
+    def _has_room(self, line: Line, due_ns: int, count: int, now_ns: int) -> bool:
+        """Whether one worker alone would do everything, in whole batches, before the first due time. Costs a fraction
+        of the plan, and is all that is needed while there is time enough.
+        """
+        for worker in self._workers:
+            if worker.ready:
+                break
+        else:
+            return False
+        end_ns = max(now_ns, worker.expected_free_ns(now_ns))
+        for other in self._lines:
+            waiting = len(other.dues)
+            if other is line:
+                waiting += count
+            elif not waiting:
+                continue
+            if other.dues and other.dues[0] < due_ns:
+                due_ns = other.dues[0]
+            profile = worker.profiles.get(other.index)
+            if profile is None:
+                return False
+            size = other.pace.size
+            end_ns += -(-waiting // size) * profile.by_count[size]
+        return end_ns <= due_ns
+
+    def slack_ns(self, now_ns: int) -> int:
+        """How much later everything could start with no promise broken; negative: how late the worst one will be."""
+        return -self._together_ns(now_ns)
+
+    def crowds(self, now_ns: int) -> bool:
+        """Whether real-time images that come as they lately did would find no room: the batch class has too much."""
+        free_ns = min(worker.expected_free_ns(now_ns) for worker in self._workers if worker.is_expected)
+        for line in self._lines:
+            rate = line.pace.rate(now_ns)
+            if line.profile is None or rate * line.deadline_ns < FEW:
+                continue
+            count = 1 + int(rate * max(0, free_ns - now_ns))
+            margin_ns = line.pace.margin_ns(line.deadline_ns, line.profile.times_ns[line.pace.size])
+            due_ns = now_ns + line.deadline_ns - margin_ns
+            if self.lateness_ns(line, due_ns, count, now_ns, now_ns) > 0:
+                return True
+        return False
+
+    def _alone_ns(self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int) -> int:
+        """`lateness_ns` where nothing else waits: only batches from the newcomers' on can change."""
+        dues, size = line.dues, line.pace.size
+        total = len(dues) + count
+        place = len(dues) if not dues or due_ns >= dues[-1] else bisect.bisect_right(dues, due_ns)
+        first, last = place // size, (total - 1) // size
+        starts = self._starts_of(line, last + 1, now_ns)
+        if not starts:
+            return NEVER_NS
+        drift_ns = now_ns - starts.at_ns if starts.idle_count else 0
+        worst_ns = -NEVER_NS
+        for chunk in range(first, last + 1):
+            start_ns, by_count = starts.list[chunk]
+            start_ns = max(now_ns, start_ns + drift_ns if chunk >= starts.idle_count else start_ns)
+            head = chunk * size
+            held = min(size, total - head)
+            head_due_ns = dues[head] if head < place else due_ns if head < place + count else dues[head - count]
+            if head < place + count:
+                # The newcomers' own batch starts when they are decoded, and will have grown until then.
+                start_ns = max(start_ns, ready_ns)
+                expected = held + int(line.pace.rate(now_ns) * (start_ns - now_ns))
+                worst_ns = max(worst_ns, start_ns + by_count[min(size, expected)] - due_ns)
+            worst_ns = max(worst_ns, start_ns + by_count[held] - head_due_ns)
+        return worst_ns
+
+    def _starts_of(self, line: Line, count: int, now_ns: int) -> _Starts:
+        starts = self._starts.get(line.index)
+        if (
+            starts is None
+            or starts.version != self._version
+            or starts.size != line.pace.size
+            or (starts.idle_count and count > starts.idle_count and now_ns - starts.at_ns > STALE_NS)
+        ):
+            able = (worker for worker in self._workers if worker.is_expected)
+            starts = self._starts[line.index] = _Starts(line, able, self._version, now_ns)
+        if starts:
+            starts.reach(count)
+        return starts
+
+    def _together_ns(
+        self, now_ns: int, line: Line | None = None, due_ns: int = 0, count: int = 0, ready_ns: int = 0
+    ) -> int:
+        """`lateness_ns` with every line's batches in one order of their first images' due times."""
+        chunks: list[tuple[int, int, int, bool]] = []
+        for other in self._lines:
+            dues, size = other.dues, other.pace.size
+            place = more = 0
+            if other is line:
+                place, more = bisect.bisect_right(dues, due_ns), count
+            total = len(dues) + more
+            for head in range(0, total, size):
+                held = min(size, total - head)
+                if not more:
+                    chunks.append((dues[head], other.index, held, False))
+                else:
+                    head_ns = dues[head] if head < place else due_ns if head < place + more else dues[head - more]
+                    fresh = head < place + more and head + held > place
+                    chunks.append((head_ns, other.index, held, fresh))
+        chunks.sort()
+        return self._lateness_of(chunks, ready_ns, now_ns)
+
+    def _lateness_of(self, chunks: list[tuple[int, int, int, bool]], ready_ns: int, now_ns: int) -> int:
+        """Put batches (due, model, images, holds newcomers) on workers in this order; the worst lateness."""
+        if not chunks:
+            return -NEVER_NS
+        able = [worker for worker in self._workers if worker.is_expected]
+        heap = [(max(now_ns, worker.expected_free_ns(now_ns)), worker.index) for worker in able]
+        heapq.heapify(heap)
+        profiles = {worker.index: worker.profiles for worker in able}
+        worst_ns = -NEVER_NS
+        for head_ns, model, held, fresh in chunks:
+            skipped = []
+            while heap and model not in profiles[heap[0][1]]:
+                skipped.append(heapq.heappop(heap))
+            if not heap:
+                return NEVER_NS
+            start_ns, index = heap[0]
+            if fresh and ready_ns > start_ns:
+                start_ns = ready_ns
+            end_ns = start_ns + profiles[index][model].by_count[held]
+            heapq.heapreplace(heap, (end_ns, index))
+            for entry in skipped:
+                heapq.heappush(heap, entry)
+            worst_ns = max(worst_ns, end_ns - head_ns)
+        return worst_ns
