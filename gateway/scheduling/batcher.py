@@ -12,29 +12,23 @@ if TYPE_CHECKING:
     from gateway.scheduling.ticket import Ticket
 
 TIMER_NS = 1_000_000
-"""Timers come this late (the event loop's are whole milliseconds): a window is cut this long before it is too late."""
+"""Timers come this late (the event loop's are whole milliseconds): what waits for one is woken so much earlier."""
 
 
-def decide(line: Line, profile: Profile, start_ns: int, now_ns: int) -> Seal | int | None:
-    """Whether a batch of `line` should be closed now for a worker that is free at `start_ns`.
+def decide(line: Line, now_ns: int) -> Seal | int | None:
+    """Whether a batch of `line` should be closed now.
 
-    Returns the reason to close it, or the time at which to ask again (a window is open), or None (nothing to run).
+    Returns the reason to close it, or when its window ends, or None (nothing to run).
     """
     count = line.ready_count
     if not count:
         return None
     if count >= line.pace.size:
         return Seal.FULL
-    head = line.ready.peek()
-    if not line.window_ns or head is None:
+    if not line.window_ns or not line.ready:
         return Seal.IDLE
     window_end_ns = line.window_from_ns + line.window_ns
-    if now_ns >= window_end_ns:
-        return Seal.WINDOW
-    latest_ns = head.due_ns - profile.by_count[count] - 2 * TIMER_NS
-    if max(now_ns, start_ns) >= latest_ns:
-        return Seal.DEADLINE
-    return min(window_end_ns, latest_ns)
+    return Seal.WINDOW if now_ns >= window_end_ns else window_end_ns
 
 
 def late_head(line: Line, profile: Profile, start_ns: int) -> Ticket | None:

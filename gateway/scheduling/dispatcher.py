@@ -80,7 +80,7 @@ class Dispatcher:
             run = self._close(worker, line, seal, start_ns, now_ns)
             if run is not None:
                 return run
-        return self._run_anyway(worker, choices, start_ns, now_ns) if choices else None
+        return self._run_anyway(worker, choices, start_ns, now_ns) if choices and not early else None
 
     def _choices(
         self, worker: WorkerState, start_ns: int, *, early: bool, now_ns: int
@@ -96,13 +96,14 @@ class Dispatcher:
                 continue
             while not early and (late := batcher.late_head(line, profile, start_ns)) is not None:
                 self._on_late(late)
-            decision = batcher.decide(line, profile, start_ns, now_ns)
-            if isinstance(decision, int):
-                self._wake(decision)
-            elif early and (decision is not Seal.FULL or batcher.late_head(line, profile, start_ns) is not None):
+            decision = batcher.decide(line, now_ns)
+            if early and (decision is not Seal.FULL or batcher.late_head(line, profile, start_ns) is not None):
                 # Not yet: a better batch may come, and the late head may still find another worker.
                 self._wake(placement.staging_from_ns(worker))
-            elif decision is not None:
+                continue
+            if isinstance(decision, int):
+                decision = self._wait(decision, now_ns)
+            if decision is not None:
                 head = line.ready.peek() or line.ready_batch.peek()
                 assert head is not None
                 choices.append(((not line.ready, head.due_ns), line, decision))
@@ -157,6 +158,14 @@ class Dispatcher:
         if not tickets:
             return None
         return self._send(worker, line, tickets, size, seal, start_ns, now_ns)
+
+    def _wait(self, until_ns: int, now_ns: int) -> Seal | None:
+        """None: a window stays open, until then or until a promise could not be kept any more; the timer is set."""
+        slack_ns = self._plan.slack_ns(now_ns) - 2 * batcher.TIMER_NS
+        if slack_ns <= 0:
+            return Seal.DEADLINE
+        self._wake(min(until_ns, now_ns + slack_ns))
+        return None
 
     def _send(
         self,

@@ -53,6 +53,9 @@ _RATE_MIN, _RATE_MAX, _RATE_START = 1.0, 60.0, 8.0
 
 _SMOOTHING = 0.02
 
+CAUTION = 1.5
+"""Photos of one size take up to so many times the estimate."""
+
 SLIP_NS_MAX = 100_000_000
 _SLIP_FADES = 6
 """A slip fades by one part in 2 ** _SLIP_FADES with each image."""
@@ -121,7 +124,8 @@ class Feeder:
         decoder_count = self.ready_count
         if cost_ns > LARGE_NS * count:
             decoder_count -= 1  # the spare one is not for large photos while there are small ones
-        return (self.load_ns + cost_ns) // max(1, decoder_count) + cost_ns // count + self.slip_ns
+        spent_ns = (self.load_ns + cost_ns) // max(1, decoder_count) + cost_ns // count
+        return int(CAUTION * spent_ns) + self.slip_ns
 
     def enqueue(self, ticket: Ticket) -> None:
         """A ticket (WAITING) joins its model's line for a slot and a decoder."""

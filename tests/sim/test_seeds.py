@@ -12,12 +12,13 @@ CHUNKS = 12
 SEED_COUNT = int(os.environ.get("PENSTOCK_SIM_SEEDS", "1200"))
 
 
-def played(seed: int) -> World:
-    world = World(seed)
+def played(seed: int, *, calm: bool = False) -> World:
+    world = World(seed, calm=calm)
     try:
         return world.run()
     except BaseException as error:
-        error.add_note(f"seed {seed}, faults {sorted(world.plan.faults)}; reproduce: World({seed}).run()")
+        words = f"seed {seed}, faults {sorted(world.plan.faults)}; reproduce: World({seed}, calm={calm}).run()"
+        error.add_note(words)
         raise
 
 
@@ -34,6 +35,15 @@ def test_seeds(chunk: int):
     expected = ("ok", "deadline_exceeded", "undecodable_image", "inference_failed", "kill_hung", "cancel_running")
     seals = ("seal_full", "seal_window", "seal_idle", "seal_deadline")
     assert SEED_COUNT < 1000 or all(happened.get(what) for what in (*expected, *seals)), happened
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_without_faults_every_promise_is_kept(chunk: int):
+    answered = sum(played(seed, calm=True).counts.get("ok", 0) for seed in range(chunk, SEED_COUNT // 2, CHUNKS))
+
+    assert answered > SEED_COUNT
 
 
 def test_a_violation_names_its_seed(monkeypatch):

@@ -100,6 +100,8 @@ def answered(world: World, record: Record, refusal: Refusal | None) -> None:
         require(world.outputs.get(key) == record.number, f"{record} reads the output of {world.outputs.get(key)}")
     elif isinstance(refusal, errors.DeadlineExceeded):
         _late_for_a_reason(world, record)
+        excused = world.plan.faults or not world.plan.is_roomy
+        require(excused, f"a promise was broken without any fault: {record}")
     elif isinstance(refusal, errors.UndecodableImage):
         blamed = record.refused or record.guilty or record.decoder_deaths >= 2
         require(blamed, f"{record} is called undecodable without a cause")

@@ -55,7 +55,8 @@ class ModelPlan:
             self.points.append(ProfilePoint(size, p50_ns, int(p50_ns * draw.uniform(1.0, 1.3))))
         self.times_ns = {point.size: point.p99_ns for point in self.points}
         self.quick_ns = {point.size: point.p50_ns for point in self.points}
-        self.slot_count = draw.choice((1, 2, 4, 8, 16, 32, 64))
+        self.slot_count = draw.choice((0, 0, 0, 1, 2, 8, 32))
+        """0: as many as the gateway would have, see `Plan`."""
         self.queue_max = draw.choice((2, 8, 32, 128))
         self.window_ns = draw.choice((0, 0, 0, MS, 5 * MS, 20 * MS))
         slowest_ns = max(self.times_ns.values())
@@ -65,13 +66,23 @@ class ModelPlan:
 class Plan:
     """One world. Every figure is drawn here or from the world's own `Random`, never anywhere else."""
 
-    def __init__(self, draw: Random) -> None:
+    def __init__(self, draw: Random, *, calm: bool = False) -> None:
+        """`calm`: no faults at all, and slots enough."""
         share = draw.choice((0.0, 0.15, 0.3, 0.5, 0.9))
         self.faults = {fault for fault in FAULTS if draw.random() < share}
+        if calm:
+            self.faults.clear()
         self.models = [ModelPlan(draw) for _ in range(draw.choice((1, 1, 2, 3)))]
         self.worker_count = draw.randint(1, 3)
         self.decoder_count = draw.randint(1, 4)
         self.frame_count_max = draw.choice((1, 2, 8))
+        self.is_roomy = calm or all(not model.slot_count for model in self.models)
+        """Whether no model runs short of slots, as none does in a real gateway."""
+        for model in self.models:
+            batches, frames = 2 * self.worker_count + 1, 2 * self.decoder_count
+            model.slot_count = (model.slot_count * (not calm)) or max(
+                model.times_ns
+            ) * batches + self.frame_count_max * frames
         self.decoder_hang_ns = draw.choice((50, 200, 1000)) * MS
         self.start_timeout_ns = draw.choice((100, 1000)) * MS
         self.bodies_size = draw.choice((1, 4)) * 1_000_000 if "bodies_tight" in self.faults else 1_000_000_000

@@ -41,9 +41,10 @@ ADVANCES_MAX = 40
 class World:
     """One seed's world. `run` plays it to the end or raises."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, calm: bool = False) -> None:
+        """`calm`: a world without faults, in which every promise must be kept."""
         self.draw = Random(seed)
-        self.plan = plan = Plan(self.draw)
+        self.plan = plan = Plan(self.draw, calm=calm)
         self.faults = set(plan.faults)
         self.core = Scheduler(
             [
