@@ -12,6 +12,7 @@ a row are one: so what is kept is as long as the list of open charges, whatever 
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,13 +45,15 @@ class Charge:
 class Meter:
     """Lets `rate` images a second through, and `burst` (at least 1) at once after a rest."""
 
-    __slots__ = ("_capacity", "_image", "_open", "_scale", "_tat", "burst", "rate")
+    __slots__ = ("_capacity", "_image", "_open", "_scale", "_tat", "burst", "rate", "window_s")
 
     def __init__(self, rate: Fraction, burst: int) -> None:
         assert rate > 0
         assert burst >= 1
         self.rate = rate
         self.burst = burst
+        self.window_s = ceil(burst / rate)
+        """What an empty meter takes to be full, in whole seconds."""
         self._scale = rate.numerator  # ticks per ns
         self._image = rate.denominator * 1_000_000_000  # ticks per image
         self._capacity = burst * self._image
