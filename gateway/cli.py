@@ -1,4 +1,4 @@
-"""The command line: `penstock serve | demo | predict | check | models`. Reads arguments, prints, and calls others."""
+"""The command line: `penstock serve | demo | predict | check | models | key`. Parses, prints, calls others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from gateway import __version__, client, config, screens, server
+from gateway import __version__, client, clients, config, screens, server
 from gateway.errors import InvalidModel, InvalidSettings
 
 app = typer.Typer(
@@ -144,6 +144,18 @@ def check(
     except (InvalidSettings, InvalidModel) as error:
         _fail(error)
     raise typer.Exit(1 if refused else 0)
+
+
+@app.command()
+def key(name: Annotated[str, typer.Argument(help="Whose key it is; the metrics name it.")]) -> None:
+    """Make a client's key: the key itself on stderr, this once; its settings on stdout, to append to the file."""
+    made = clients.new_key()
+    try:
+        table = clients.to_toml(name, made)
+    except InvalidSettings as error:
+        _fail(error)
+    _err.print(f"The key of {name}, shown this once; it is sent as Authorization: Bearer KEY:\n{made}", soft_wrap=True)
+    typer.echo(table, nl=False)
 
 
 def main() -> None:

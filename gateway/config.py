@@ -2,23 +2,23 @@
 
 Flags stand over `PENSTOCK_*` in the environment, that over a TOML file, that over the defaults. A key that nobody knows
 is an error that names the nearest one, wherever it stands. `docs/settings.md`, `--print-config` and the parser all read
-the annotations of `Settings`; there is no second list.
+the annotations of `Settings` (gateway.fields); there is no second list.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
+import ipaddress
 import os
 import re
 import tomllib
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import msgspec
-from msgspec import Meta, Struct
+from msgspec import NODEFAULT, Meta, Struct
 
+from gateway import clients as keyed
+from gateway.clients import RATE_MAX, KeyedClient
 from gateway.errors import InvalidSettings
+from gateway.fields import check, check_known, noted, rows, toml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,78 +37,127 @@ _SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 
 Device = Annotated[str, Meta(pattern=r"^(cpu|cuda:(0|[1-9][0-9]?))$")]
-_HINT_CUTOFF = 0.5
-
-
-def _text(unit: str, description: str, **bounds: Any) -> Meta:
-    """A field's unit ("" for none), meaning and bounds, as msgspec checks them and as the documentation shows them."""
-    return Meta(description=description, extra={"unit": unit}, **bounds)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be set. What a model may be asked for stands in its model.toml instead."""
 
-    models: Annotated[str, _text("", "Model repository: MODEL/VERSION/model.toml.", min_length=1)] = "models"
+    models: Annotated[str, noted("", "Model repository: MODEL/VERSION/model.toml.", min_length=1)] = "models"
     versions: Annotated[
-        Literal["latest", "all"], _text("", "Serve the largest version of each model, or all of them.")
+        Literal["latest", "all"], noted("", "Serve the largest version of each model, or all of them.")
     ] = "latest"
     host: Annotated[
-        str, _text("", "Address to listen on; 0.0.0.0 for every IPv4 interface.", min_length=1, max_length=255)
+        str, noted("", "Address to listen on; 0.0.0.0 for every IPv4 interface.", min_length=1, max_length=255)
     ] = "127.0.0.1"
-    port: Annotated[int, _text("", "Port to listen on; 0 takes any free one and logs it.", ge=0, le=65_535)] = 8080
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], _text("", "Lowest level that is logged.")] = (
+    port: Annotated[int, noted("", "Port to listen on; 0 takes any free one and logs it.", ge=0, le=65_535)] = 8080
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], noted("", "Lowest level that is logged.")] = (
         "info"
     )
 
     devices: Annotated[
         tuple[Device, ...],
-        _text("", "One worker process each: 'cpu', 'cuda:0', 'cuda:1' and so on.", min_length=1, max_length=64),
+        noted(
+            "",
+            "One worker process each: 'cpu', 'cuda:0', 'cuda:1' and so on.",
+            bound="1 to 64 times 'cpu' or 'cuda:INDEX'",
+            min_length=1,
+            max_length=64,
+        ),
     ] = ("cpu",)
     worker_threads: Annotated[
-        int, _text("threads", "Threads of a worker's engine on the CPU; 0: one per core.", ge=0, le=1024)
+        int, noted("threads", "Threads of a worker's engine on the CPU; 0: one per core.", ge=0, le=1024)
     ] = 0
     child_start_timeout_s: Annotated[
         float,
-        _text("s", "Time a child has to be ready, with every model warm, else it is killed.", gt=0, le=3600),
+        noted("s", "Time a child has to be ready, with every model warm, else it is killed.", gt=0, le=3600),
     ] = 120.0
 
     decoders: Annotated[
-        int, _text("processes", "Decoder processes; 0: half of the cores, at least 2.", ge=0, le=256)
+        int, noted("processes", "Decoder processes; 0: half of the cores, at least 2.", ge=0, le=256)
     ] = 0
     decoder_nice: Annotated[
-        int, _text("", "Added niceness of decoders, so that they yield to the gateway and the workers.", ge=0, le=19)
+        int, noted("", "Added niceness of decoders, so that they yield to the gateway and the workers.", ge=0, le=19)
     ] = 5
     decoder_memory_size_max: Annotated[
-        int, _text("bytes", "Address space of one decoder.", ge=128 * MIB, le=64 * GIB)
+        int, noted("bytes", "Address space of one decoder.", ge=128 * MIB, le=64 * GIB)
     ] = GIB
     decode_cpu_ms_max: Annotated[
         int,
-        _text(
+        noted(
             "ms", "CPU time for one image; past it the decoder is killed and the image is refused.", ge=10, le=60_000
         ),
     ] = 2000
     decode_frame_count_max: Annotated[
-        int, _text("images", "Images handed to a decoder in one message.", ge=1, le=256)
+        int, noted("images", "Images handed to a decoder in one message.", ge=1, le=256)
     ] = 8
 
-    body_size_max: Annotated[int, _text("bytes", "One request body.", ge=1024, le=GIB)] = 16 * MIB
-    bodies_size_max: Annotated[int, _text("bytes", "All request bodies in memory together.", ge=MIB, le=64 * GIB)] = (
+    body_size_max: Annotated[int, noted("bytes", "One request body.", ge=1024, le=GIB)] = 16 * MIB
+    bodies_size_max: Annotated[int, noted("bytes", "All request bodies in memory together.", ge=MIB, le=64 * GIB)] = (
         256 * MIB
     )
-    body_timeout_s: Annotated[float, _text("s", "Time a whole body has to arrive.", gt=0, le=600)] = 10.0
+    body_timeout_s: Annotated[float, noted("s", "Time a whole body has to arrive.", gt=0, le=600)] = 10.0
     body_rate_min: Annotated[
-        int, _text("bytes/s", "Slowest a body may come, after the grace; 0: any rate.", ge=0, le=GIB)
+        int, noted("bytes/s", "Slowest a body may come, after the grace; 0: any rate.", ge=0, le=GIB)
     ] = 16 * 1024
-    body_rate_grace_s: Annotated[float, _text("s", "Time before body_rate_min holds.", ge=0, le=60)] = 2.0
+    body_rate_grace_s: Annotated[float, noted("s", "Time before body_rate_min holds.", ge=0, le=60)] = 2.0
     header_timeout_s: Annotated[
-        float, _text("s", "Time a connection may be idle, or take to send its headers.", gt=0, le=600)
+        float, noted("s", "Time a connection may be idle, or take to send its headers.", gt=0, le=600)
     ] = 10.0
-    header_line_size_max: Annotated[int, _text("bytes", "The request line, and each header.", ge=256, le=65_536)] = 8190
-    header_count_max: Annotated[int, _text("headers", "Headers of one request.", ge=8, le=1024)] = 128
-    connections_max: Annotated[int, _text("connections", "Open connections.", ge=1, le=1_000_000)] = 2048
+    header_line_size_max: Annotated[int, noted("bytes", "The request line, and each header.", ge=256, le=65_536)] = 8190
+    header_count_max: Annotated[int, noted("headers", "Headers of one request.", ge=8, le=1024)] = 128
+    connections_max: Annotated[int, noted("connections", "Open connections.", ge=1, le=1_000_000)] = 2048
     drain_timeout_s: Annotated[
-        float, _text("s", "Time that requests in flight have to finish on SIGTERM.", ge=0, le=3600)
+        float, noted("s", "Time that requests in flight have to finish on SIGTERM.", ge=0, le=3600)
     ] = 25.0
+
+    clients: Annotated[
+        tuple[KeyedClient, ...],
+        noted(
+            "",
+            "Who is known by a key (`Authorization: Bearer KEY`), one table each; only in the file.",
+            bound="tables, keys as below",
+        ),
+    ] = ()
+    keys_required: Annotated[bool, noted("", "Answer 401 to predictions without a key.")] = False
+    client_rate: Annotated[
+        float, noted("images/s", "Images from one address, in the long run; 0: no limit.", ge=0, le=RATE_MAX)
+    ] = 0.0
+    client_burst: Annotated[
+        int, noted("images", "Images from one address at once; 0: one second's worth.", ge=0, le=RATE_MAX)
+    ] = 0
+    client_batch_rate: Annotated[
+        float,
+        noted("images/s", "client_rate for the batch class, counted apart; 0: as client_rate.", ge=0, le=RATE_MAX),
+    ] = 0.0
+    client_batch_burst: Annotated[
+        int,
+        noted("images", "0: as client_burst, or one second's worth of client_batch_rate.", ge=0, le=RATE_MAX),
+    ] = 0
+    client_in_flight_max: Annotated[
+        int, noted("images", "Images of one address not answered yet; 0: no limit.", ge=0, le=RATE_MAX)
+    ] = 0
+    clients_max: Annotated[
+        int,
+        noted("addresses", "Addresses that limits are kept for; more share what is left.", ge=1, le=10_000_000),
+    ] = 65_536
+    rate_max: Annotated[
+        float, noted("images/s", "Images of all clients together; over it is 503; 0: no limit.", ge=0, le=RATE_MAX)
+    ] = 0.0
+    rate_burst_max: Annotated[
+        int, noted("images", "Images of all clients at once; 0: one second's worth.", ge=0, le=RATE_MAX)
+    ] = 0
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        noted(
+            "",
+            "Networks whose word on where a request comes from is believed.",
+            bound="at most 256 networks, as 10.0.0.0/8 or fd00::/8",
+            max_length=256,
+        ),
+    ] = ()
+    forwarded: Annotated[
+        Literal["", "forwarded", "x-forwarded-for"], noted("", "The header in which they say it; '': none.")
+    ] = ""
 
     def __post_init__(self) -> None:
         """Check what one field alone cannot say. Raises ValueError, which `load` reports with the sources."""
@@ -118,6 +167,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("body_rate_grace_s is over body_timeout_s; lower the former")
         if len(set(self.devices)) != len(self.devices):
             raise ValueError("devices names one twice; a device has one worker")
+        keyed.check_together(self.clients)
+        for key in ("client_rate", "client_batch_rate", "rate_max"):
+            keyed.check_rate(key, getattr(self, key))
+        if self.keys_required and not self.clients:
+            raise ValueError("keys_required is set and there are no clients; make one with `penstock key NAME`")
+        for network in self.trusted_proxies:
+            _check_network(network)
+        if bool(self.trusted_proxies) != bool(self.forwarded):
+            raise ValueError("trusted_proxies and forwarded need each other; set both or none")
 
     def decoder_count(self) -> int:
         """Decoder processes to start on this machine."""
@@ -126,6 +184,18 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def worker_thread_count(self) -> int:
         """Threads for a CPU worker's engine on this machine."""
         return self.worker_threads or cores()
+
+
+def _check_network(network: str) -> None:
+    """Raises ValueError, with the network that was probably meant."""
+    try:
+        ipaddress.ip_network(network)
+    except ValueError:
+        try:
+            nearest = f"write {ipaddress.ip_network(network, strict=False)}"
+        except ValueError:
+            nearest = "write one as 10.0.0.0/8, fd00::/8 or 192.0.2.1"
+        raise ValueError(f"trusted_proxies holds {ascii(network)[:80]}, which is no network; {nearest}") from None
 
 
 KEYS = Settings.__struct_fields__
@@ -145,11 +215,14 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
     """
     values: dict[str, Any] = {}
     for key, value in _from_file(file).items():
-        values[key] = _check(key, value, f"{key} in {file}")
+        is_table = key == "clients"
+        values[key] = keyed.read_clients(value, str(file)) if is_table else _check(key, value, f"{key} in {file}")
     for name, text in _from_environment(environ):
         key = name.removeprefix(PREFIX).lower()
-        _known(key, f"{name} in the environment", prefix=PREFIX)
-        values[key] = _check(key, _from_text(key, text), f"{name} in the environment", strict=False)
+        check_known(key, KEYS, f"{name} in the environment", prefix=PREFIX)
+        if key == "clients":
+            raise InvalidSettings(f"{name} in the environment is not read; clients stand in the file, as [[clients]].")
+        values[key] = _check(key, _fromnoted(key, text), f"{name} in the environment", strict=False)
     for key, value in flags.items():
         if value is not None:
             values[key] = _check(key, value, f"--{key.replace('_', '-')}")
@@ -163,82 +236,25 @@ def to_toml(settings: Settings) -> str:
     """The settings as a file that `load` reads back, each key with its meaning, unit and bound."""
     head = "# Settings of penstock. Every key may be left out; PENSTOCK_<KEY> and flags stand over this file.\n"
     return head + "".join(
-        f"\n# {row.meaning} ({row.unit_and_bound()})\n{row.key} = {_toml(getattr(settings, row.key))}\n"
-        for row in _rows()
+        f"\n# {row.meaning} ({row.unit_and_bound()})\n{row.key} = {toml(getattr(settings, row.key))}\n"
+        for row in rows(Settings)
     )
 
 
 def docs_table() -> str:
-    """The settings as a Markdown table, for docs/settings.md."""
+    """The settings as a Markdown table, for docs/settings.md; those of one client follow on `clients`."""
     lines = ["| key | default | unit | bound | meaning |", "|---|---|---|---|---|"]
-    lines += [f"| `{row.key}` | `{_toml(row.default)}` | {row.unit} | {row.bound} | {row.meaning} |" for row in _rows()]
+    for table, prefix in ((Settings, ""), (KeyedClient, "clients.")):
+        for row in rows(table):
+            default = "" if row.default is NODEFAULT else f"`{toml(row.default)}`"
+            lines.append(f"| `{prefix}{row.key}` | {default} | {row.unit} | {row.bound} | {row.meaning} |")
     return "\n".join(lines) + "\n"
 
 
-class _Row(NamedTuple):
-    """One setting, for people."""
-
-    key: str
-    default: Any
-    unit: str
-    bound: str
-    meaning: str
-
-    def unit_and_bound(self) -> str:
-        """E.g. "1024 to 1073741824 bytes"."""
-        return " ".join(filter(None, (self.bound, self.unit)))
-
-
-def _rows() -> list[_Row]:
-    """Every field of Settings, in order."""
-    info = msgspec.inspect.type_info(Settings)
-    assert isinstance(info, msgspec.inspect.StructType)
-    rows = []
-    for field in info.fields:
-        noted = field.type
-        assert isinstance(noted, msgspec.inspect.Metadata), f"{field.name} has no unit"
-        extra, schema = noted.extra or {}, noted.extra_json_schema or {}
-        rows.append(_Row(field.name, field.default, extra["unit"], _bound(noted.type), schema["description"]))
-    return rows
-
-
-def _bound(kind: msgspec.inspect.Type) -> str:
-    """A field's bound in words."""
-    if isinstance(kind, msgspec.inspect.LiteralType):
-        return " or ".join(f"'{value}'" for value in kind.values)
-    if isinstance(kind, msgspec.inspect.IntType | msgspec.inspect.FloatType):
-        low = f"{kind.ge} to" if kind.ge is not None else f"over {kind.gt}, up to"
-        return f"{low} {kind.le}"
-    if isinstance(kind, msgspec.inspect.VarTupleType):
-        return f"{kind.min_length} to {kind.max_length} times 'cpu' or 'cuda:INDEX'"
-    return "text"
-
-
 def _check(key: str, value: object, where: str, *, strict: bool = True) -> Any:
-    """`value` as the type of `key`. Raises InvalidSettings."""
-    _known(key, where)
-    try:
-        checked = msgspec.convert(value, _TYPES[key], strict=strict)
-    except msgspec.ValidationError:
-        checked = None
-    if checked is None or not all(map(_is_sane, checked if isinstance(checked, tuple) else (checked,))):
-        bound = next(row for row in _rows() if row.key == key).unit_and_bound()
-        raise InvalidSettings(f"{where} is {ascii(value)[:80]}; it must be {bound}.")
-    return checked
-
-
-def _is_sane(value: object) -> bool:
-    """Whether a value of the right type means something: a NaN is in no interval, a control character in no path."""
-    return value.isprintable() if isinstance(value, str) else not (isinstance(value, float) and math.isnan(value))
-
-
-def _known(key: str, where: str, *, prefix: str = "") -> None:
-    """Raises InvalidSettings, naming the nearest known key, when nobody knows `key`."""
-    if key in KEYS:
-        return
-    found = difflib.get_close_matches(key, KEYS, n=1, cutoff=_HINT_CUTOFF)
-    hint = f"did you mean '{prefix}{found[0].upper() if prefix else found[0]}'?" if found else "see --print-config."
-    raise InvalidSettings(f"Unknown setting: {where}; {hint}")
+    """`value` as the type of `key`, which must be known. Raises InvalidSettings."""
+    check_known(key, KEYS, where)
+    return check(Settings, key, value, where, strict=strict)
 
 
 def _from_file(file: Path | None) -> dict[str, Any]:
@@ -268,17 +284,11 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     ]
 
 
-def _from_text(key: str, text: str) -> object:
+def _fromnoted(key: str, text: str) -> object:
     """A variable's text: a list is separated by commas, everything else is itself."""
     if isinstance(getattr(_DEFAULTS, key), tuple):
         return [item for item in map(str.strip, text.split(",")) if item]
     return text
 
 
-def _toml(value: object) -> str:
-    """A value as TOML. JSON's strings, lists and numbers are TOML's too, once DEL is escaped."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
 _DEFAULTS = Settings()
-_TYPES = get_type_hints(Settings, include_extras=True)

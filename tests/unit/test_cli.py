@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
+import re
 import threading
 import tomllib
 
@@ -14,7 +16,7 @@ from gateway.cli import app
 from tests.support.gateways import FAIL, digest, gateway, pixels, png, write_model
 from tests.support.graphs import means
 
-COMMANDS = ("serve", "demo", "predict", "models", "check")
+COMMANDS = ("serve", "demo", "predict", "models", "check", "key")
 
 
 @pytest.fixture
@@ -316,3 +318,25 @@ def test_files_go_in_groups_that_a_server_takes(tmp_path):
     assert [len(group) for group in groups] == [16, 3, 1, 1]
     assert groups[1] == ["small16", "small17", "large0"]
     assert list(client.chunks([])) == []
+
+
+# -- keys ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_shown_once_and_its_settings_hold_only_its_digest(run, tmp_path):
+    found = run("key", "mobile-app")
+    assert found.exit_code == 0
+    (key,) = re.findall(r"psk_[A-Za-z0-9_-]{32}", found.stderr)
+    assert key not in found.stdout
+    assert run("key", "mobile-app").stdout != found.stdout
+    file = tmp_path / "penstock.toml"
+    file.write_text("port = 1\n" + found.stdout)
+    (client,) = config.load(file, {}, {}).clients
+    assert (client.name, client.key_sha256) == ("mobile-app", hashlib.sha256(key.encode()).hexdigest())
+
+
+def test_a_name_that_no_client_can_have_is_refused(run):
+    found = run("key", "a b")
+    assert found.exit_code == 2
+    assert "letters, digits" in flat(found)
+    assert not found.stdout
