@@ -26,6 +26,8 @@ LOOKS = 2
 """Entries that are looked at, and dropped when they remember nothing, for each newcomer."""
 
 _NS = 1_000_000_000
+_UNBOUNDED = 1 << 62
+"""Images in one request of a class without a limit."""
 
 
 class Rule(NamedTuple):
@@ -60,13 +62,15 @@ class Tally:
 class Client:
     """One client's meters, and its images in flight."""
 
-    __slots__ = ("claims", "free", "in_flight", "in_flight_max", "limited", "meters", "tally")
+    __slots__ = ("claims", "free", "image_count", "in_flight", "in_flight_max", "limited", "meters", "tally")
 
     def __init__(self, rule: Rule, tally: Tally) -> None:
         self.meters = rule.meters()
         self.in_flight_max = rule.in_flight_max
         self.limited = any(self.meters) or rule.in_flight_max > 0
         self.in_flight = 0
+        self.image_count = 1
+        """Images of its last request whose body was read: what its next one is taken to hold, for Retry-After."""
         self.claims: dict[Claim, None] = {}
         """Those that `in_flight` is the sum of; kept where that has a limit."""
         self.tally = tally
@@ -164,6 +168,11 @@ class Limiter:
         refusal = self._refusal(client, priority, 1, 1, now_ns)
         if refusal is not None:
             client.tally.refused += 1
+            if client.image_count > 1:
+                # One image may go sooner than a request like the last one, which would come back for nothing.
+                likely = min(client.image_count, self._most(client, priority))
+                refusal = self._refusal(client, priority, likely, likely, now_ns)
+            assert refusal is not None, "what is too much for one is too much for several"
             raise refusal
         claim = Claim(client, priority, 0, deadline_ns)
         self._charge(claim, 1, 1, now_ns)
@@ -182,18 +191,25 @@ class Limiter:
         claim.deadline_ns = deadline_ns
         more = image_count - claim.image_count
         moves = priority != claim.priority
+        if more or moves:
+            most = self._most(client, priority)
+            if image_count > most:
+                client.tally.refused += image_count
+                raise errors.PayloadTooLarge(
+                    f"{image_count} images in one request; {most} at once are allowed; send them in several requests"
+                )
+        client.image_count = image_count
         if not more and not moves:
             return
-        self._check_fits(client, priority, image_count)
         if not moves and self._refusal(client, priority, more, more, now_ns) is None:
             self._charge(claim, more, more, now_ns)
             return
         self.revoke(claim)
+        claim.priority = priority
         refusal = self._refusal(client, priority, image_count, more, now_ns, claim)
         if refusal is not None:
             client.tally.refused += image_count
             raise refusal
-        claim.priority = priority
         self._charge(claim, image_count, more, now_ns)
 
     def revoke(self, claim: Claim) -> None:
@@ -260,15 +276,12 @@ class Limiter:
             "the server is at the rate that it was set to; try again shortly", retry_after_s=retry_s
         )
 
-    def _check_fits(self, client: Client, priority: Priority, image_count: int) -> None:
-        """Raises PayloadTooLarge when so many images in one request are never within the limits."""
+    def _most(self, client: Client, priority: Priority) -> int:
+        """Images in one request that can ever be within the limits."""
         bounds = [meter.burst for meter in (client.meters[priority], self._total) if meter is not None]
-        most = min(*bounds, client.in_flight_max or image_count, image_count)
-        if image_count > most:
-            client.tally.refused += image_count
-            raise errors.PayloadTooLarge(
-                f"{image_count} images in one request; {most} at once are allowed; send them in several requests"
-            )
+        if client.in_flight_max:
+            bounds.append(client.in_flight_max)
+        return min(bounds, default=_UNBOUNDED)
 
 
 def _meter(rate: float, burst: int) -> Meter | None:

@@ -91,7 +91,7 @@ def test_requests_of_many_images_are_one_decision_in_their_class(requests):
     """Header and body together, one after the other: each class lets through what its definition allows."""
     limiter = Limiter(anonymous=Rule(3.0, 4, 1.5, 3), clients_max=2)
     oracles = {Priority.REALTIME: Oracle(Fraction(3), 4), Priority.BATCH: Oracle(Fraction(3, 2), 3)}
-    now_ns = S
+    now_ns, last = S, 1
     for gap_ns, asked, count, named, end in requests:
         now_ns += gap_ns
         client = limiter.address("192.0.2.1", now_ns)
@@ -107,12 +107,16 @@ def test_requests_of_many_images_are_one_decision_in_their_class(requests):
                 assert count > oracles[named].burst
                 oracles[asked].taken.append((now_ns, 1))
             else:
-                oracle, cost = (oracles[asked], 1) if claim is None else (oracles[named], count)
+                if claim is not None:
+                    last = count
+                oracle = oracles[asked if claim is None else named]
+                cost = min(last, oracle.burst)
                 assert oracle.allows(now_ns + wait_s * S, cost)
                 assert wait_s == 1 or not oracle.allows(now_ns + (wait_s - 1) * S, cost)
                 assert [meter._tat for meter in client.meters] == before
         else:
             assert fits
+            last = count
             if end == "revoke":
                 limiter.revoke(claim)
                 assert [meter._tat for meter in client.meters] == before

@@ -111,15 +111,15 @@ def test_clients_and_classes_are_counted_apart(limiter):
     served(limiter, one, 4)
     served(limiter, one, 4, BATCH)
     served(limiter, other, 4)
-    refused(errors.RateLimited, lambda: served(limiter, one), 1)
-    refused(errors.RateLimited, lambda: served(limiter, one, priority=BATCH), 1, "batch images")
+    refused(errors.RateLimited, lambda: served(limiter, one), 2)
+    refused(errors.RateLimited, lambda: served(limiter, one, priority=BATCH), 2, "batch images")
 
 
 def test_a_key_has_its_own_limits(limiter):
     app = limiter.keyed("app")
     served(limiter, app, 20)
     served(limiter, app, 2, BATCH)
-    refused(errors.RateLimited, lambda: served(limiter, app, priority=BATCH), 1, "1 batch images a second")
+    refused(errors.RateLimited, lambda: served(limiter, app, priority=BATCH), 2, "1 batch images a second")
     tallies = dict(limiter.tallies())
     assert (tallies["app"].accepted, tallies["app"].refused, tallies[""].accepted) == (22, 1, 0)
 
@@ -139,6 +139,20 @@ def test_the_wait_of_many_images_is_for_all_of_them(limiter):
     refused(errors.RateLimited, lambda: served(limiter, client, 4), 2)
     refused(errors.RateLimited, lambda: served(limiter, client, 4, now_ns=NOW + S), 1)
     served(limiter, client, 4, now_ns=NOW + 2 * S)
+
+
+def test_at_the_headers_the_wait_is_for_a_request_like_the_last(limiter):
+    """Of four images: one could go after half a second, and would come back in vain."""
+    client = limiter.address("192.0.2.1", NOW)
+    served(limiter, client, 4)
+    refused(errors.RateLimited, lambda: claim(limiter, client), 2)
+    served(limiter, client, 4, now_ns=NOW + 2 * S)
+    refused(errors.RateLimited, lambda: claim(limiter, client, now_ns=NOW + 2 * S), 2)
+    app = limiter.keyed("app")
+    served(limiter, app, 20)
+    served(limiter, app, 2, BATCH)
+    served(limiter, app, 10, now_ns=NOW + S)
+    refused(errors.RateLimited, lambda: claim(limiter, app, BATCH, NOW + S // 2), 2, "2 at once")
 
 
 def test_more_than_ever_conforms_is_another_refusal_and_costs_its_image(limiter):
@@ -167,6 +181,15 @@ def test_a_move_that_does_not_fit_charges_neither_class(limiter):
     assert (remaining(app), remaining(app, BATCH), app.in_flight) == (20, 0, 1)
     limiter.release(found)
     assert app.in_flight == 0
+
+
+def test_a_body_may_name_a_class_without_a_limit():
+    limiter = Limiter(anonymous=Rule(batch_rate=1.0), clients_max=1)
+    client = limiter.address("192.0.2.1", NOW)
+    found = claim(limiter, client, BATCH)
+    limiter.extend(found, 1000, REALTIME, NOW, NOW + S)
+    assert (remaining(client, BATCH), client.in_flight) == (1, 1000)
+    limiter.release(found)
 
 
 def test_what_was_accepted_or_is_over_cannot_be_revoked(limiter):
