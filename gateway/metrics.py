@@ -66,6 +66,8 @@ TABLE = (
     Row("penstock_body_bytes_max", "gauge", (), "Its limit"),
     Row("penstock_child_restarts", "counter", ("role", "index"), "Deaths of children"),
     Row("penstock_child_ready", "gauge", ("role", "index"), "1 while a child is up"),
+    Row("penstock_clients", "gauge", (), "Addresses that limits are kept for"),
+    Row("penstock_client_images", "counter", ("client", "outcome"), "Images accepted, and refused by a limit, by key"),
     Row("penstock_connections", "gauge", (), "Open connections"),
     Row("penstock_loop_lag_seconds", "gauge", (), "How late the event loop's last heartbeat was"),
     Row("penstock_loop_lag_max_seconds", "gauge", (), "How late it was at worst since the last scrape"),

@@ -17,15 +17,18 @@ from aiohttp.web_protocol import RequestHandler
 from gateway import errors, logs
 from gateway.http import responses
 from gateway.http.bodies import BodyReader
+from gateway.http.identity import Identity
 from gateway.http.predict import Predict
 from gateway.http.status import Status
+from gateway.scheduling.limiter import Limiter, Rule
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from gateway.config import Settings
     from gateway.driver import Driver
+    from gateway.http.identity import Origin
     from gateway.http.responses import Reply
 
     Refuse = Callable[[errors.Refusal, str], Reply]
@@ -48,7 +51,10 @@ _FULL = (
 class Connection(RequestHandler):
     """One connection. Says in our words what aiohttp itself refuses (malformed HTTP), and what nobody caught."""
 
-    __slots__ = ()
+    __slots__ = ("origin",)
+
+    origin: Origin
+    """Where it comes from; gateway.http.identity makes it out when it is first asked for."""
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -122,7 +128,14 @@ class Front:
             "models": status.models,
             "openapi.json": status.openapi,
         }
-        self._predict = Predict(driver, BodyReader(driver.core, driver.memory.bodies_view, settings))
+        self._limiter = _limiter(settings)
+        self._predict = Predict(
+            driver,
+            BodyReader(driver.core, driver.memory.bodies_view, settings),
+            limiter=self._limiter,
+            identity=Identity(settings, self._limiter),
+            refuse=self._refuse,
+        )
         self._id_prefix = secrets.token_hex(4)
         self._ids = itertools.count(1)
         self._server = _Server(
@@ -143,8 +156,12 @@ class Front:
         self._listener: asyncio.Server | None = None
         driver.metrics.probes.append(self._samples)
 
-    def _samples(self) -> list[Sample]:
-        return [("penstock_connections", (), self._server.connection_count)]
+    def _samples(self) -> Iterator[Sample]:
+        yield "penstock_connections", (), self._server.connection_count
+        yield "penstock_clients", (), self._limiter.client_count
+        for name, tally in self._limiter.tallies():
+            yield "penstock_client_images", (name, "accepted"), tally.accepted
+            yield "penstock_client_images", (name, "refused"), tally.refused
 
     async def start(self, bound: socket.socket) -> None:
         """Accept on a bound socket."""
@@ -179,10 +196,10 @@ class Front:
             response.force_close()
         return response
 
-    def _refuse(self, refusal: errors.Refusal, request_id: str) -> Reply:
+    def _refuse(self, refusal: errors.Refusal, request_id: str, more: str = "") -> Reply:
         counts = self._driver.metrics.refusals
         counts[refusal.code] = counts.get(refusal.code, 0) + 1
-        return responses.problem(refusal, request_id)
+        return responses.problem(refusal, request_id, more)
 
     def _request_id(self, request: web.BaseRequest) -> str:
         """The client's own id when it is sane, else a new one."""
@@ -214,6 +231,26 @@ class Front:
                 _allow(request, "GET")
                 return self._pages[page](request_id)
         raise errors.NotFound("there is nothing here; /openapi.json lists what there is")
+
+
+def _limiter(settings: Settings) -> Limiter:
+    """The limits that the settings ask for."""
+    return Limiter(
+        anonymous=Rule(
+            settings.client_rate,
+            settings.client_burst,
+            settings.client_batch_rate,
+            settings.client_batch_burst,
+            settings.client_in_flight_max,
+        ),
+        keyed={
+            client.name: Rule(client.rate, client.burst, client.batch_rate, client.batch_burst, client.in_flight_max)
+            for client in settings.clients
+        },
+        clients_max=settings.clients_max,
+        rate_max=settings.rate_max,
+        rate_burst_max=settings.rate_burst_max,
+    )
 
 
 def _allow(request: web.BaseRequest, method: str) -> None:

@@ -27,13 +27,30 @@ _REQUEST_ID = {
     "description": "The request's own X-Request-Id when it is sane, else a fresh one.",
     "schema": {"type": "string"},
 }
+_RATE_LIMIT = {
+    "description": "What is left of the client's limit, where it has one: r images; all of it in t seconds.",
+    "schema": {"type": "string"},
+    "example": '"realtime";r=199;t=1',
+}
+_RATE_LIMIT_POLICY = {
+    "description": "The client's limit, where it has one: q images in w seconds.",
+    "schema": {"type": "string"},
+    "example": '"realtime";q=200;w=2;qu="images"',
+}
+_CHALLENGE = {"description": "Names the scheme, Bearer.", "schema": {"type": "string"}}
 _TRY_LATER = frozenset({429, 503})
 
 _PAGE_REFUSALS = (errors.MethodNotAllowed, errors.Refusal, errors.VersionNotSupported)
 """What any page may answer besides itself."""
 
-_NOT_FOR_PREDICTIONS = (errors.Unauthorized, errors.NotFound)
-"""There is no credential on the public port, and these paths exist."""
+_NOT_FOR_PREDICTIONS = (errors.NotFound,)
+"""These paths exist."""
+
+
+_LIMITS = {
+    "RateLimit": {"$ref": "#/components/headers/RateLimit"},
+    "RateLimit-Policy": {"$ref": "#/components/headers/RateLimitPolicy"},
+}
 
 
 def document(models: Sequence[ModelVersion]) -> dict[str, Any]:
@@ -68,7 +85,16 @@ def document(models: Sequence[ModelVersion]) -> dict[str, Any]:
         },
         "components": {
             "schemas": _schemas(),
-            "headers": {"RetryAfter": _RETRY_AFTER, "RequestId": _REQUEST_ID},
+            "headers": {
+                "RetryAfter": _RETRY_AFTER,
+                "RequestId": _REQUEST_ID,
+                "RateLimit": _RATE_LIMIT,
+                "RateLimitPolicy": _RATE_LIMIT_POLICY,
+                "Challenge": _CHALLENGE,
+            },
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "A key from whoever runs the server."}
+            },
         },
     }
 
@@ -89,12 +115,13 @@ def _predict(models: Sequence[ModelVersion], *, with_version: bool) -> Schema:
     return {
         "operationId": "predict_version" if with_version else "predict",
         "summary": "Classify one image or several" + (", with one version." if with_version else "."),
+        "security": [{}, {"key": []}],
         "parameters": parameters,
         "requestBody": {"required": True, "content": _bodies()},
         "responses": {
             "200": {
                 "description": "At least one image was answered. msgpack in, msgpack out, or as Accept says.",
-                "headers": {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}},
+                "headers": {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}, **_LIMITS},
                 "content": {responses.JSON: answer, responses.MSGPACK: answer},
             },
             **_problems(kind for kind in responses.STATUS if kind not in _NOT_FOR_PREDICTIONS),
@@ -144,6 +171,10 @@ def _problem(status: int, kinds: Sequence[type[Refusal]]) -> Schema:
     headers = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
     if status in _TRY_LATER:
         headers["Retry-After"] = {"$ref": "#/components/headers/RetryAfter"}
+    if errors.RateLimited in kinds:
+        headers |= _LIMITS
+    if errors.Unauthorized in kinds:
+        headers["WWW-Authenticate"] = {"$ref": "#/components/headers/Challenge"}
     schema = {"allOf": [_ref("Problem"), {"properties": {"code": {"enum": [kind.code for kind in kinds]}}}]}
     return {"description": " ".join(lines), "headers": headers, "content": {responses.PROBLEM: {"schema": schema}}}
 

@@ -8,21 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import errors
 from gateway.http import payloads, responses
+from gateway.http.ratelimit import header_text
 from gateway.http.responses import Reply
 from gateway.scheduling.ticket import TENSOR, Priority
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiohttp import web
 
     from gateway.calls import Call
     from gateway.driver import Driver
     from gateway.http.bodies import BodyReader
+    from gateway.http.identity import Identity
     from gateway.http.payloads import Query
+    from gateway.scheduling.limiter import Claim, Limiter
     from gateway.scheduling.line import Line
-    from gateway.scheduling.ticket import Body
     from shm.wire import Encoding
 
+    Refuse = Callable[[errors.Refusal, str, str], Reply]
+    """Count a refusal and put it into words, for a request id, with further headers."""
+
 _PRIORITIES = {None: Priority.REALTIME, "realtime": Priority.REALTIME, "batch": Priority.BATCH}
+_NOTHING_ASKED = payloads.Parameters()
+
+_NO_ROOM = (errors.Overloaded, errors.Draining)
+_OVERLOAD = (*_NO_ROOM, errors.DeadlineExceeded, errors.ModelNotReady)
+"""Refusals before acceptance that are not the client's fault."""
 
 
 class Served:
@@ -78,13 +90,32 @@ class Served:
         return [(offset + tensor.offset + row * row_size, row_size, TENSOR) for row in range(count)]
 
 
+class _Asked:
+    """One request, as far as its head says. Raises BadRequest, UnsupportedMediaType."""
+
+    __slots__ = ("content_type", "read_payload", "received_ns", "request", "request_id", "url")
+
+    def __init__(self, request: web.BaseRequest, request_id: str, received_ns: int) -> None:
+        self.request = request
+        self.request_id = request_id
+        self.received_ns = received_ns
+        self.url = payloads.read_parameters(request.query) if "?" in request.raw_path else _NOTHING_ASKED
+        self.content_type = request.headers.get("Content-Type", "")
+        self.read_payload = payloads.choose(self.content_type)
+
+
 class Predict:
     """The predictions handler. Its state is the map of names to models, fixed at start."""
 
-    def __init__(self, driver: Driver, reader: BodyReader) -> None:
+    def __init__(
+        self, driver: Driver, reader: BodyReader, *, limiter: Limiter, identity: Identity, refuse: Refuse
+    ) -> None:
         self._driver = driver
         self._core = driver.core
         self._reader = reader
+        self._limiter = limiter
+        self._identity = identity
+        self._refuse = refuse
         self._bodies_view = driver.memory.bodies_view
         self._served: dict[tuple[str, str], Served] = {}
         for line in driver.core.lines:
@@ -94,61 +125,94 @@ class Predict:
             self._served[served.name, ""] = served
 
     async def answer(self, request: web.BaseRequest, name: str, version: str, request_id: str) -> Reply:
-        """Answer one request. Raises Refusal; CancelledError when the client left."""
+        """Answer one request. Raises Refusal before it is known whose it is; CancelledError when the client left."""
         received_ns = time.monotonic_ns()
         served = self._served.get((name, version))
         if served is None:
             raise self._unknown(name, version)
         counts = served.counts
-        content_type = request.headers.get("Content-Type", "")
+        client = claim = None
         try:
-            url = payloads.read_parameters(request.query) if "?" in request.raw_path else None
-            read_payload = payloads.choose(content_type)
-            deadline_ns = served.deadline_ns(received_ns, url.deadline_ms if url else None)
-            self._core.precheck(served.line, deadline_ns, received_ns)
-            body = self._reader.read_nowait(request) or await self._reader.read(request, deadline_ns)
-            read_ns = time.monotonic_ns()
+            asked = _Asked(request, request_id, received_ns)
+            deadline_ns = served.deadline_ns(received_ns, asked.url.deadline_ms)
+            priority = _PRIORITIES[asked.url.priority]
+            client = self._identity.client(request, received_ns)
+            claim = self._limiter.claim(client, priority, received_ns, deadline_ns)
             try:
-                region = body.region
-                query = read_payload(
-                    self._bodies_view[region.offset : region.offset + region.size], served.limits.images_max
-                )
-                if url is not None:
-                    query.settle(url)
-                call = self._submit(served, body, query, received_ns)
+                return await self._serve(served, asked, claim, deadline_ns)
             finally:
-                body.release()
-            try:
-                await call.answered
-            except BaseException:
-                self._driver.abandon(call)
-                raise
-            done_ns = time.monotonic_ns()
-            reply_type = responses.choose_type(request.headers.get("Accept"), content_type)
-            timing_ms = _timing_ms(call, received_ns, read_ns, done_ns)
-            reply = _respond(served, call, query, reply_type, request_id, timing_ms)
+                self._limiter.release(claim)
         except errors.Refusal as refusal:
             counts.request_refused(refusal.code)
-            raise
+            if client is None or not client.limited:
+                raise
+            retry_s = refusal.retry_after_s if isinstance(refusal, errors.RateLimited) else None
+            if claim is not None:
+                priority = claim.priority  # The body may have named another.
+            limits = header_text(client, priority, time.monotonic_ns(), retry_s=retry_s)
+            return self._refuse(refusal, request_id, limits)
         except asyncio.CancelledError:
             counts.client_closed += 1
             raise
         except Exception:
             counts.request_refused(errors.Refusal.code)
             raise
+
+    async def _serve(self, served: Served, asked: _Asked, claim: Claim, deadline_ns: int) -> Reply:
+        """From an accepted head to the answer. Raises Refusal."""
+        call, query, read_ns = await self._accept(served, asked, claim, deadline_ns)
+        try:
+            await call.answered
+        except BaseException:
+            self._driver.abandon(call)
+            raise
+        done_ns = time.monotonic_ns()
+        reply_type = responses.choose_type(asked.request.headers.get("Accept"), asked.content_type)
+        timing_ms = _timing_ms(call, asked.received_ns, read_ns, done_ns)
+        document = _document(served, call, query, reply_type, asked.request_id)
+        document["timing_ms"] = timing_ms
+        client = claim.client
+        limits = header_text(client, claim.priority, done_ns, ending=claim.image_count) if client.limited else ""
+        reply = Reply(responses.encode(document, reply_type), reply_type, asked.request_id, more=limits)
         end_ns = time.monotonic_ns()
-        counts.request_done(read_ns - received_ns, end_ns - done_ns, end_ns - received_ns)
+        served.counts.request_done(read_ns - asked.received_ns, end_ns - done_ns, end_ns - asked.received_ns)
         return reply
 
-    def _submit(self, served: Served, body: Body, query: Query, received_ns: int) -> Call:
-        return self._driver.submit(
-            served.line,
-            body,
-            served.parts(query, body.region.offset),
-            priority=_PRIORITIES[query.priority],
-            deadline_ns=served.deadline_ns(received_ns, query.deadline_ms),
-            top_k=served.top_k(query.top_k),
-        )
+    async def _accept(self, served: Served, asked: _Asked, claim: Claim, deadline_ns: int) -> tuple[Call, Query, int]:
+        """Read the body and hand its images to the core: (call, query, when the body was here). Raises Refusal.
+
+        Where overload refuses, the client's rate is as if it had not asked. A bad body costs its image all the same.
+        """
+        ours: tuple[type[errors.Refusal], ...] = _OVERLOAD
+        try:
+            self._core.precheck(served.line, deadline_ns, asked.received_ns)
+            ours = _NO_ROOM  # How long its body takes is the client's own doing.
+            body = self._reader.read_nowait(asked.request) or await self._reader.read(asked.request, deadline_ns)
+            read_ns = time.monotonic_ns()
+            ours = _OVERLOAD
+            try:
+                region = body.region
+                query = asked.read_payload(
+                    self._bodies_view[region.offset : region.offset + region.size], served.limits.images_max
+                )
+                if asked.url is not _NOTHING_ASKED:
+                    query.settle(asked.url)
+                parts = served.parts(query, region.offset)
+                top_k = served.top_k(query.top_k)
+                priority = _PRIORITIES[query.priority]
+                deadline_ns = served.deadline_ns(asked.received_ns, query.deadline_ms)
+                self._limiter.extend(claim, len(parts), priority, read_ns, deadline_ns)
+                call = self._driver.submit(
+                    served.line, body, parts, priority=priority, deadline_ns=deadline_ns, top_k=top_k
+                )
+            finally:
+                body.release()
+        except errors.Refusal as refusal:
+            if isinstance(refusal, ours):
+                self._limiter.revoke(claim)
+            raise
+        self._limiter.accept(claim, len(parts))
+        return call, query, read_ns
 
     def _unknown(self, name: str, version: str) -> errors.UnknownModel:
         if version and (name, "") in self._served:
@@ -170,10 +234,8 @@ def _timing_ms(call: Call, received_ns: int, read_ns: int, done_ns: int) -> dict
     }
 
 
-def _respond(
-    served: Served, call: Call, query: Query, reply_type: str, request_id: str, timing_ms: dict[str, float]
-) -> Reply:
-    """The answer. One image: its outcome; several: each outcome in order, 200 when at least one succeeded.
+def _document(served: Served, call: Call, query: Query, reply_type: str, request_id: str) -> dict[str, Any]:
+    """The answer. One image: its outcome; several: each outcome in order, when at least one succeeded.
 
     Raises: Refusal when none did.
     """
@@ -182,13 +244,11 @@ def _respond(
     if not query.many:
         if isinstance(outcomes[0], errors.Refusal):
             raise outcomes[0]
-        document |= responses.answer(outcomes[0], served.labels, reply_type)
-    else:
-        predictions = [responses.answer(outcome, served.labels, reply_type) for outcome in outcomes]
-        first = outcomes[0]
-        if isinstance(first, errors.Refusal) and all(isinstance(outcome, errors.Refusal) for outcome in outcomes):
-            first.extra = {"predictions": predictions}
-            raise first
-        document["predictions"] = predictions
-    document["timing_ms"] = timing_ms
-    return Reply(responses.encode(document, reply_type), reply_type, request_id)
+        return document | responses.answer(outcomes[0], served.labels, reply_type)
+    predictions = [responses.answer(outcome, served.labels, reply_type) for outcome in outcomes]
+    first = outcomes[0]
+    if isinstance(first, errors.Refusal) and all(isinstance(outcome, errors.Refusal) for outcome in outcomes):
+        first.extra = {"predictions": predictions}
+        raise first
+    document["predictions"] = predictions
+    return document

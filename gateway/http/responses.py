@@ -48,6 +48,9 @@ STATUS: dict[type[Refusal], int] = {
 TAKE_TIMEOUT_S = 10.0
 """How long a client may leave its answer unread before its connection is cut."""
 
+CHALLENGE = 'WWW-Authenticate: Bearer realm="penstock"\r\n'
+"""How to authenticate. Source: RFC 6750, 3."""
+
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 PROBLEM = "application/problem+json"
@@ -63,7 +66,7 @@ def status_of(refusal: Refusal) -> int:
 
 
 class Reply(web.StreamResponse):
-    """A whole answer, sent with one write.
+    """A whole answer, sent with one write. `more`: further headers, a line each.
 
     aiohttp's own response assembles its headers in a dict of a dozen steps; ours are five, known, and the same each
     time.
@@ -126,8 +129,8 @@ def _date_at(second: int) -> str:
     return email.utils.formatdate(second, usegmt=True)
 
 
-def problem(refusal: Refusal, request_id: str) -> Reply:
-    """A refusal as application/problem+json (RFC 9457), with `Retry-After` and `Allow` where they apply."""
+def problem(refusal: Refusal, request_id: str, more: str = "") -> Reply:
+    """A refusal as application/problem+json (RFC 9457), with the headers that belong to it, and `more` of them."""
     status = status_of(refusal)
     body = orjson.dumps(
         {
@@ -140,11 +143,12 @@ def problem(refusal: Refusal, request_id: str) -> Reply:
             **refusal.extra,
         }
     )
-    more = ""
     if refusal.retry_after_s is not None:
         more += f"Retry-After: {refusal.retry_after_s}\r\n"
     if isinstance(refusal, errors.MethodNotAllowed):
         more += f"Allow: {refusal.allow}\r\n"
+    elif isinstance(refusal, errors.Unauthorized):
+        more += CHALLENGE
     return Reply(body, PROBLEM, request_id, status, more)
 
 

@@ -94,11 +94,7 @@ def test_links_lead_somewhere():
 
 def test_the_error_table_is_the_code_s():
     rows = re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \|", (ROOT / "docs" / "http.md").read_text(), re.MULTILINE)
-    known = {kind.code: str(status) for kind, status in responses.STATUS.items()}
-    # Not answered yet by anything: their doors are open for later issues.
-    assert dict(rows) == {
-        code: status for code, status in known.items() if code not in ("unauthorized", "rate_limited")
-    }
+    assert dict(rows) == {kind.code: str(status) for kind, status in responses.STATUS.items()}
 
 
 @pytest.mark.parametrize("section", [spec.Input, spec.Output, spec.Batching, spec.Limits, spec.Fake])

@@ -414,11 +414,18 @@ def all_children(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def gateway(repository: Path, *, ready: bool = True, **settings: object) -> Iterator[Gateway]:
-    """Start a gateway as its user would, with settings by environment, and stop it at the end if it still runs."""
+def gateway(
+    repository: Path, *, ready: bool = True, config: Path | None = None, **settings: object
+) -> Iterator[Gateway]:
+    """Start a gateway as its user would, with settings by environment, and stop it at the end if it still runs.
+
+    `config`: a file of settings, for what the environment cannot say.
+    """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
     environ |= {f"PENSTOCK_{name.upper()}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "gateway", "serve", "--models", str(repository), "--port", "0"]
+    if config is not None:
+        command += ["--config", str(config)]
     with tempfile.NamedTemporaryFile(prefix="penstock-test-log-") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environ, stderr=log, stdout=subprocess.DEVNULL)
         try:

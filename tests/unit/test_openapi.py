@@ -69,16 +69,27 @@ def test_predictions_take_every_body_and_parameter(document):
     assert {name for name, found in by_name.items() if found["in"] == "query"} == set(payloads.Parameters._fields)
 
 
+def test_a_key_may_be_sent_with_predictions_only(document):
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            wanted = [{}, {"key": []}] if path.startswith("/predictions/") else None
+            assert operation.get("security") == wanted
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+
+
 def test_every_refusal_is_named_where_it_can_happen(document):
     answers = document["paths"]["/predictions/{model}"]["post"]["responses"]
     for kind, status in responses.STATUS.items():
-        if kind in (errors.Unauthorized, errors.NotFound):
+        if kind is errors.NotFound:
             continue
         assert f"`{kind.code}`" in answers[str(status)]["description"]
         schema = answers[str(status)]["content"]["application/problem+json"]["schema"]
         assert kind.code in schema["allOf"][1]["properties"]["code"]["enum"]
     for status in ("429", "503"):
         assert "Retry-After" in answers[status]["headers"]
+    assert {"RateLimit", "RateLimit-Policy"} <= set(answers["200"]["headers"])
+    assert {"RateLimit", "RateLimit-Policy"} <= set(answers["429"]["headers"])
+    assert "WWW-Authenticate" in answers["401"]["headers"]
     assert "404" in document["paths"]["/models/{name}"]["get"]["responses"]
 
 
