@@ -40,6 +40,11 @@ class BodyReader:
         self._rate_min = settings.body_rate_min
         self._grace_s = settings.body_rate_grace_s
 
+    def announced_size(self, request: BaseRequest) -> int:
+        """Bytes that the body will have; 0 when they are not told, or more than are read."""
+        size = request.content_length or 0
+        return size if size <= self._size_max else 0
+
     def read_nowait(self, request: BaseRequest) -> Body | None:
         """The whole body if it came with its headers, as small ones do; else None, and `read` waits for it.
 

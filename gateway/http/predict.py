@@ -53,11 +53,11 @@ class Served:
         self.memory = driver.memory.models[line.index]
         self.counts = driver.metrics.models[line.index]
 
-    def deadline_ns(self, received_ns: int, asked_ms: float | None) -> int:
+    def deadline_ns(self, received_ns: int, asked_ms: float | None, priority: Priority) -> int:
         """The absolute deadline. Raises BadRequest when the client asks for more than the model allows."""
-        if asked_ms is None:
-            return received_ns + int(self.limits.deadline_ms * 1e6)
         longest_ms = self.limits.deadline_ms_max
+        if asked_ms is None:
+            asked_ms = longest_ms if priority is Priority.BATCH else self.limits.deadline_ms
         if asked_ms > longest_ms:
             raise errors.BadRequest(f"deadline_ms is {asked_ms:g}; this model allows {longest_ms:g} at most")
         return received_ns + int(asked_ms * 1e6)
@@ -134,8 +134,8 @@ class Predict:
         client = claim = None
         try:
             asked = _Asked(request, request_id, received_ns)
-            deadline_ns = served.deadline_ns(received_ns, asked.url.deadline_ms)
             priority = _PRIORITIES[asked.url.priority]
+            deadline_ns = served.deadline_ns(received_ns, asked.url.deadline_ms, priority)
             client = self._identity.client(request, received_ns)
             claim = self._limiter.claim(client, priority, received_ns, deadline_ns)
             try:
@@ -185,7 +185,8 @@ class Predict:
         """
         ours: tuple[type[errors.Refusal], ...] = _OVERLOAD
         try:
-            self._core.precheck(served.line, deadline_ns, asked.received_ns)
+            size = self._reader.announced_size(asked.request) if asked.read_payload is payloads.read_one else 0
+            self._core.precheck(served.line, deadline_ns, asked.received_ns, priority=claim.priority, size=size)
             ours = _NO_ROOM  # How long its body takes is the client's own doing.
             body = self._reader.read_nowait(asked.request) or await self._reader.read(asked.request, deadline_ns)
             read_ns = time.monotonic_ns()
@@ -200,7 +201,7 @@ class Predict:
                 parts = served.parts(query, region.offset)
                 top_k = served.top_k(query.top_k)
                 priority = _PRIORITIES[query.priority]
-                deadline_ns = served.deadline_ns(asked.received_ns, query.deadline_ms)
+                deadline_ns = served.deadline_ns(asked.received_ns, query.deadline_ms, priority)
                 self._limiter.extend(claim, len(parts), priority, read_ns, deadline_ns)
                 call = self._driver.submit(
                     served.line, body, parts, priority=priority, deadline_ns=deadline_ns, top_k=top_k

@@ -52,6 +52,7 @@ __all__ = [
     "read_json",
     "read_msgpack",
     "read_multipart",
+    "read_one",
     "read_parameters",
     "read_raw",
 ]
@@ -81,7 +82,7 @@ def choose(content_type: str) -> Reader:
     """
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type.startswith("image/") or media_type in _RAW_TYPES:
-        return _read_one
+        return read_one
     if media_type == "application/json":
         return read_json
     if media_type in ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack"):
@@ -92,7 +93,7 @@ def choose(content_type: str) -> Reader:
     raise UnsupportedMediaType(f"Bodies of this type are not read. Send one of {', '.join(MEDIA_TYPES)}.")
 
 
-def _read_one(body: memoryview, images_max: int) -> Query:
+def read_one(body: memoryview, images_max: int) -> Query:
     """A raw body is one image, and every model takes at least one."""
     assert images_max > 0
     return read_raw(body)
