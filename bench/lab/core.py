@@ -73,7 +73,7 @@ def scheduler(
 
 def size_best(law: Law, worker_count: int) -> int:
     """B*, as the core chooses it for one model."""
-    return scheduler(law, worker_count=worker_count, model_count=1, now_ns=START_NS).workers[0].profiles[0].best_size
+    return scheduler(law, worker_count=worker_count, model_count=1, now_ns=START_NS).lines[0].pace.best_size
 
 
 class Core:

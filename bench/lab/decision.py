@@ -50,7 +50,7 @@ def cost(count: int = 2_000) -> Cost:
         probe, _ = _decide(core, MS)
         if probe is not None:
             core.cancel(probe, NOW_NS)
-            core.lines[0].queue_max = core.lines[0].held_count
+            core.lines[0].queue_max = len(core.lines[0].dues)
         refusals = _timed(core, [MS] * count, advance=False, refused=True)
     finally:
         gc.enable()

@@ -19,7 +19,7 @@ def test_the_scheduler_is_the_real_one_with_the_exact_profile():
     played(policy)
 
     assert policy.scheduler.workers[0].profiles[0].times_ns[28] == T4.time_ns(28)
-    assert policy.scheduler.workers[0].profiles[0].best_size == core.size_best(T4, 1)
+    assert policy.scheduler.lines[0].pace.best_size == core.size_best(T4, 1)
     assert core.size_best(T4, 1) in T4.sizes
 
 
