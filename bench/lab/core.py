@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from bench.lab.machine import Noise
 from bench.lab.traces import START_NS
 from gateway import errors
 from gateway.scheduling.line import Line
@@ -29,6 +30,11 @@ _HANG_NS = 60_000_000_000
 
 _BODY_SIZE = 64
 
+WARM_RUNS = 20
+"""Of each size, at load; see gpuworker/profile.py."""
+
+WARM_SEED = 7
+
 
 def scheduler(
     law: Law,
@@ -38,8 +44,12 @@ def scheduler(
     now_ns: int,
     decoder_count: int = 1,
     weights: Sequence[float] | None = None,
+    noise: Noise | None = None,
 ) -> Scheduler:
-    """A core whose children are all up, with the exact profile of `law`. Only deadlines limit what it may accept."""
+    """A core whose children are all up. Only deadlines limit what it may accept.
+
+    Its profile is what a worker would have measured at load: exact, or of WARM_RUNS runs of each size with `noise`.
+    """
     queue_max = 16_384 + 2_048 * worker_count // model_count
     lines = [
         Line(
@@ -65,10 +75,16 @@ def scheduler(
     assert all(isinstance(effect, Spawn) for effect in core.advance(now_ns))
     for index in range(decoder_count):
         core.decoder_ready(index, now_ns)
-    points = [ProfilePoint(size, law.time_ns(size), law.time_ns(size)) for size in law.sizes]
+    points = [_measured(size, law.time_ns(size), noise) for size in law.sizes]
     for index in range(worker_count):
         core.worker_ready(index, dict.fromkeys(range(model_count), points), now_ns)
     return core
+
+
+def _measured(size: int, time_ns: int, noise: Noise | None) -> ProfilePoint:
+    """What a worker reports of a size that takes `time_ns`: median and 99th percentile."""
+    times_ns = sorted(int(time_ns * noise.factor()) if noise is not None else time_ns for _ in range(WARM_RUNS))
+    return ProfilePoint(size, times_ns[WARM_RUNS // 2], times_ns[-1])
 
 
 def size_best(law: Law, worker_count: int) -> int:
@@ -106,6 +122,7 @@ class Core:
             now_ns=machine.now_ns,
             decoder_count=self._decoder_count,
             weights=self._weights,
+            noise=None if machine.noise is None else Noise(WARM_SEED),
         )
 
     def offer(self, request: int, now_ns: int) -> bool:

@@ -184,7 +184,7 @@ class Machine:
         self.model: list[int] = trace.model.tolist()
         self.now_ns = START_NS
         self._policy = policy
-        self._noise = noise
+        self.noise = noise
         self._outcome = [_COMING] * len(trace)
         self._ended_ns = [0] * len(trace)
         self._with: list[Run | None] = [None] * len(trace)
@@ -272,8 +272,8 @@ class Machine:
         spent_ns = 0
         if ran:
             spent_ns = self.law.time_ns(run.size)
-            if self._noise is not None:
-                spent_ns = int(spent_ns * self._noise.factor())
+            if self.noise is not None:
+                spent_ns = int(spent_ns * self.noise.factor())
             self._busy_ns += max(0, min(spent_ns, self.trace.end_ns - self.now_ns))
             self._batch_count += 1
             self._image_count += len(run.requests)

@@ -32,10 +32,12 @@ def decide(line: Line, now_ns: int) -> Seal | int | None:
 
 
 def late_head(line: Line, profile: Profile, start_ns: int) -> Ticket | None:
-    """The first ticket that waits, left in place, if even a batch of one that starts at `start_ns` would be late."""
+    """The first ticket that waits, left in place, if not even the quickest batch that starts at `start_ns` could answer
+    it in time.
+    """
     for queue in (line.ready, line.ready_batch):
         head = queue.peek()
-        if head is not None and start_ns + profile.by_count[1] > head.deadline_ns:
+        if head is not None and start_ns + profile.least_ns > head.deadline_ns:
             return head
     return None
 
@@ -79,7 +81,7 @@ def take(line: Line, profile: Profile, start_ns: int, way: Way) -> tuple[list[Ti
 
 def _most_in_time(line: Line, profile: Profile, start_ns: int, tickets: list[Ticket]) -> tuple[list[Ticket], int]:
     """The batch that answers most of these in time; the others go back. Cutting it down for the sake of an old head
-    alone would collapse under overload.
+    alone would collapse under overload. Where nothing is expected to be in time, the first one is tried alone.
     """
     best: list[Ticket] = []
     best_size = profile.sizes[0]
@@ -88,6 +90,7 @@ def _most_in_time(line: Line, profile: Profile, start_ns: int, tickets: list[Tic
         fit = [ticket for ticket in tickets if end_ns <= ticket.deadline_ns][:size]
         if len(fit) > len(best):
             best, best_size = fit, size
+    best = best or tickets[:1]
     taken = set(map(id, best))
     put_back(line, [ticket for ticket in tickets if id(ticket) not in taken])
     return best, best_size

@@ -57,8 +57,8 @@ CAUTION = 1.5
 """Photos of one size take up to so many times the estimate."""
 
 SLIP_NS_MAX = 100_000_000
-_SLIP_FADES = 6
-"""A slip fades by one part in 2 ** _SLIP_FADES with each image."""
+SLIP_MEMORY_NS = 1_000_000_000
+"""A slip fades to nothing in this time: if it kept everybody out, no image would ever show that it is over."""
 
 
 class DecoderState(ChildState):
@@ -86,11 +86,12 @@ class Feeder:
         "_hang_ns",
         "_last_small_ns",
         "_rate",
+        "_slip_at_ns",
+        "_slip_ns",
         "decoders",
         "frame_count_max",
         "load_ns",
         "ready_count",
-        "slip_ns",
     )
 
     def __init__(self, decoder_count: int, *, frame_count_max: int, hang_ns: int) -> None:
@@ -103,8 +104,7 @@ class Feeder:
         """Decoders that are up."""
         self.load_ns = 0
         """Estimated decoding work of all images that were accepted and not yet decoded."""
-        self.slip_ns = 0
-        """How much later than expected images were decoded, lately at worst."""
+        self._slip_ns = self._slip_at_ns = 0
 
     def count_ready(self) -> None:
         """A decoder came up or went down."""
@@ -114,7 +114,12 @@ class Feeder:
         """Expected decoding time of `size` encoded bytes."""
         return BASE_COST_NS + int(size * self._rate)
 
-    def expected_ns(self, cost_ns: int, count: int) -> int:
+    def slip_ns(self, now_ns: int) -> int:
+        """How much later than expected images were decoded, lately at worst."""
+        left_ns = self._slip_at_ns + SLIP_MEMORY_NS - now_ns
+        return self._slip_ns * left_ns // SLIP_MEMORY_NS if left_ns > 0 else 0
+
+    def expected_ns(self, cost_ns: int, count: int, now_ns: int) -> int:
         """How long until `count` more images, which cost `cost_ns` in all, will be decoded. 0 for tensors.
 
         Behind everything that was accepted, also what they would overtake: then overtaking never breaks a promise.
@@ -125,7 +130,7 @@ class Feeder:
         if cost_ns > LARGE_NS * count:
             decoder_count -= 1  # the spare one is not for large photos while there are small ones
         spent_ns = (self.load_ns + cost_ns) // max(1, decoder_count) + cost_ns // count
-        return int(CAUTION * spent_ns) + self.slip_ns
+        return int(CAUTION * spent_ns) + self.slip_ns(now_ns)
 
     def enqueue(self, ticket: Ticket) -> None:
         """A ticket (WAITING) joins its model's line for a slot and a decoder."""
@@ -234,7 +239,8 @@ class Feeder:
         ticket.decode_ns = decode_ns
         if not ticket.attempts:
             slip_ns = min(now_ns - ticket.expected_ns, SLIP_NS_MAX)
-            self.slip_ns = max(slip_ns, self.slip_ns - (self.slip_ns >> _SLIP_FADES))
+            if slip_ns > self.slip_ns(now_ns):
+                self._slip_ns, self._slip_at_ns = slip_ns, now_ns
         return ticket
 
     def learn(self, ticket: Ticket) -> None:

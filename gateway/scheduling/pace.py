@@ -20,6 +20,9 @@ MARGIN_NS_MIN = 1 * MS
 MARGIN_SHARE = 0.1
 """Of a request's time that is kept back. Source: Clockwork (OSDI 2020) keeps 5 ms of 100."""
 
+STEADY_SPREAD = 0.01
+"""A device whose slowest run at load was this close to the median needs no such share."""
+
 MARGIN_SHARE_MAX = 1 / 3
 """However late batches end, no more than this is kept back: a margin that refuses everybody never learns better."""
 
@@ -32,6 +35,9 @@ INFLATION_PERIOD_NS = 1 * S
 
 TAIL_SHARE = 0.0005
 """Of batches that may end later than the margin covers."""
+
+TAIL_PRIOR, TAIL_SETTLED = 0.5, 200
+"""What is kept back for overruns of a device that is not steady, until so many batches have shown what it really does."""
 
 TAIL_STEP, TAIL_STEPS = 1 / 32, 64
 TAIL_PERIOD_NS = 10 * S
@@ -54,6 +60,7 @@ class Pace:
         "_accepted",
         "_checked_ns",
         "_late",
+        "_margin_share",
         "_offered_ns",
         "_rate",
         "_rate_memory_ns",
@@ -85,6 +92,7 @@ class Pace:
         self._rate_memory_ns = RATE_MEMORY_NS_MIN
         self._accepted = self._late = 0
         self._checked_ns = 0
+        self._margin_share = MARGIN_SHARE
         self._tails = [[0] * (TAIL_STEPS + 1), [0] * (TAIL_STEPS + 1)]
         self._tail_ns = 0
 
@@ -130,7 +138,7 @@ class Pace:
 
     def margin_ns(self, budget_ns: int, batch_ns: int) -> int:
         """How much of a budget is kept back for what nobody expects, with batches of `batch_ns`."""
-        margin_ns = MARGIN_SHARE * budget_ns
+        margin_ns = self._margin_share * budget_ns
         if self.tail * batch_ns > margin_ns:
             margin_ns = min(self.tail * batch_ns, MARGIN_SHARE_MAX * budget_ns)
         return int(margin_ns) if margin_ns > MARGIN_NS_MIN else MARGIN_NS_MIN
@@ -150,6 +158,8 @@ class Pace:
 
     def _tail(self) -> float:
         counts = [new + old for new, old in zip(*self._tails, strict=True)]
+        if self._margin_share and sum(counts) < TAIL_SETTLED:
+            return TAIL_PRIOR
         allowed = int(TAIL_SHARE * sum(counts))
         for step in range(TAIL_STEPS, 0, -1):
             allowed -= counts[step]
@@ -171,6 +181,7 @@ class Pace:
         """
         deadline_ns = self.deadline_ns
         rate = self.rate(now_ns)
+        self._margin_share = MARGIN_SHARE if profile.spread > STEADY_SPREAD else 0.0
 
         def room_ns(time_ns: int) -> int:
             """Worker time before an image's deadline, behind a batch that was just started."""

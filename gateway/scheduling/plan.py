@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import operator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ FEW = 0.5
 
 
 class _Starts:
-    """When the coming batches of one line start, were it alone: kept until a worker's time or the size changes."""
+    """When the coming batches of one line start and end, were it alone; kept until a worker or the size changes."""
 
-    __slots__ = ("_heap", "at_ns", "idle_count", "list", "size", "version")
+    __slots__ = ("_heap", "at_ns", "by_counts", "ends_ns", "idle_count", "size", "starts_ns", "version")
 
     def __init__(self, line: Line, workers: Iterable[WorkerState], version: int, now_ns: int) -> None:
         self.version = version
@@ -49,16 +50,28 @@ class _Starts:
                 self.idle_count += 1
             self._heap.append((free_ns, worker.index, profile.by_count))
         heapq.heapify(self._heap)
-        self.list: list[tuple[int, list[int]]] = []
-        """(start in ns, what n images take there) of each batch."""
+        self.starts_ns: list[int] = []
+        self.ends_ns: list[int] = []
+        """Of each batch, were it full."""
+        self.by_counts: list[list[int]] = []
+        """What n images take on the worker of each batch."""
 
     def reach(self, count: int) -> None:
-        """Work out the first `count` starts."""
-        heap, found, size = self._heap, self.list, self.size
-        while len(found) < count:
+        """Work out the first `count` batches."""
+        heap, size = self._heap, self.size
+        while len(self.starts_ns) < count:
             start_ns, index, by_count = heap[0]
-            found.append((start_ns, by_count))
-            heapq.heapreplace(heap, (start_ns + by_count[size], index, by_count))
+            end_ns = start_ns + by_count[size]
+            self.starts_ns.append(start_ns)
+            self.ends_ns.append(end_ns)
+            self.by_counts.append(by_count)
+            heapq.heapreplace(heap, (end_ns, index, by_count))
+
+    def is_stale(self, count: int, now_ns: int) -> bool:
+        """Whether time has moved the first `count` batches: an idle worker starts later, a busy one is overdue."""
+        if self.idle_count:
+            return count > self.idle_count and now_ns - self.at_ns > STALE_NS
+        return bool(self.starts_ns) and now_ns > self.starts_ns[0] + STALE_NS
 
     def __bool__(self) -> bool:
         return bool(self._heap)
@@ -67,17 +80,17 @@ class _Starts:
 class Plan:
     """All lines on all workers. Whoever changes when a worker is free, or what a batch costs, calls `changed`."""
 
-    __slots__ = ("_lines", "_starts", "_version", "_workers")
+    __slots__ = ("_lines", "_starts", "_workers", "version")
 
     def __init__(self, lines: Sequence[Line], workers: Sequence[WorkerState]) -> None:
         self._lines = lines
         self._workers = workers
-        self._version = 0
+        self.version = 0
         self._starts: dict[int, _Starts] = {}
 
     def changed(self) -> None:
         """A worker's free time, a profile or a size is not what it was."""
-        self._version += 1
+        self.version += 1
 
     def lateness_ns(self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int) -> int:
         """By how much the worst promise would be broken if `count` images more were promised for `due_ns`.
@@ -143,31 +156,40 @@ class Plan:
         if not starts:
             return NEVER_NS
         drift_ns = now_ns - starts.at_ns if starts.idle_count else 0
+        behind = (place + count - 1) // size + 1
+        rate = line.pace.rate(now_ns)
+        from_ns = max(now_ns, ready_ns)
         worst_ns = -NEVER_NS
-        for chunk in range(first, last + 1):
-            start_ns, by_count = starts.list[chunk]
-            start_ns = max(now_ns, start_ns + drift_ns if chunk >= starts.idle_count else start_ns)
-            head = chunk * size
+        for chunk in range(first, behind):
+            # A newcomers' batch starts when they are decoded, and will have grown until then.
+            start_ns = starts.starts_ns[chunk] + (drift_ns if chunk >= starts.idle_count else 0)
+            start_ns = max(start_ns, from_ns)
+            by_count, head = starts.by_counts[chunk], chunk * size
             held = min(size, total - head)
-            head_due_ns = dues[head] if head < place else due_ns if head < place + count else dues[head - count]
-            if head < place + count:
-                # The newcomers' own batch starts when they are decoded, and will have grown until then.
-                start_ns = max(start_ns, ready_ns)
-                expected = held + int(line.pace.rate(now_ns) * (start_ns - now_ns))
-                worst_ns = max(worst_ns, start_ns + by_count[min(size, expected)] - due_ns)
-            worst_ns = max(worst_ns, start_ns + by_count[held] - head_due_ns)
+            grown = min(size, held + int(rate * (start_ns - now_ns)))
+            late_ns = start_ns + by_count[grown] - due_ns
+            if head < place:
+                late_ns = max(late_ns, start_ns + by_count[held] - dues[head])
+            worst_ns = max(worst_ns, late_ns)
+        if behind < last:
+            # Whole batches, whose first images move back by `count` places.
+            heads = dues[behind * size - count : last * size - count : size]
+            worst_ns = max(worst_ns, drift_ns + max(map(operator.sub, starts.ends_ns[behind:last], heads)))
+        if behind <= last:
+            start_ns = max(now_ns, starts.starts_ns[last] + drift_ns)
+            worst_ns = max(worst_ns, start_ns + starts.by_counts[last][total - last * size] - dues[last * size - count])
         return worst_ns
 
     def _starts_of(self, line: Line, count: int, now_ns: int) -> _Starts:
         starts = self._starts.get(line.index)
         if (
             starts is None
-            or starts.version != self._version
+            or starts.version != self.version
             or starts.size != line.pace.size
-            or (starts.idle_count and count > starts.idle_count and now_ns - starts.at_ns > STALE_NS)
+            or starts.is_stale(count, now_ns)
         ):
             able = (worker for worker in self._workers if worker.is_expected)
-            starts = self._starts[line.index] = _Starts(line, able, self._version, now_ns)
+            starts = self._starts[line.index] = _Starts(line, able, self.version, now_ns)
         if starts:
             starts.reach(count)
         return starts

@@ -7,6 +7,7 @@ things may still end is `pace`'s business.
 from __future__ import annotations
 
 import bisect
+import statistics
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -37,10 +38,11 @@ WORTH = 0.99
 class Profile:
     """l(b) at the warmed sizes, in ns. `times_ns`: what to expect of each, inflation included.
 
-    `by_count[n]`: what to expect of n images, which run at the next warmed size.
+    `by_count[n]`: what to expect of n images, which run at the next warmed size. `least_ns`: what the smallest size
+    took at best.
     """
 
-    __slots__ = ("_fresh_count", "_windows", "by_count", "inflation", "points", "sizes", "times_ns")
+    __slots__ = ("_fresh_count", "_windows", "by_count", "inflation", "least_ns", "points", "sizes", "times_ns")
 
     def __init__(self, points: Sequence[ProfilePoint]) -> None:
         assert points
@@ -50,6 +52,7 @@ class Profile:
         self._windows: dict[int, deque[tuple[int, int]]] = {size: deque(maxlen=WINDOW_COUNT) for size in self.sizes}
         self.times_ns: dict[int, int] = {}
         self.by_count: list[int] = []
+        self.least_ns = 0
         self._fresh_count = 0
         self.refresh(0)
 
@@ -73,6 +76,9 @@ class Profile:
             point.size: max(1, int(self.inflation * self._expected(self._windows[point.size], point.p99_ns)))
             for point in self.points
         }
+        smallest = self.points[0]
+        seen = [took_ns for _, took_ns in self._windows[smallest.size]]
+        self.least_ns = max(1, min([smallest.p50_ns, *seen]))
         self.by_count = [0]
         for size in self.sizes:
             self.by_count += [self.times_ns[size]] * (size - len(self.by_count) + 1)
@@ -96,6 +102,11 @@ class Profile:
             return self.sizes[0]
         floor = WORTH * max(rates.values())
         return min(size for size, rate in rates.items() if rate >= floor)
+
+    @property
+    def spread(self) -> float:
+        """By which share the slowest run of a size took longer than the median, at load; of all sizes the median."""
+        return statistics.median(point.p99_ns / max(1, point.p50_ns) - 1 for point in self.points)
 
     def size_above(self, count: int) -> int:
         """The warmed size at which `count` images run when none is left behind."""

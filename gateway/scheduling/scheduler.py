@@ -139,7 +139,7 @@ class Scheduler:
         cost_ns = sum(feeder.estimate_ns(size) for _, size, encoding in parts if encoding is not TENSOR)
         self._admission.offered(line, len(parts), priority, now_ns)
         due_ns = self._admission.check(line, deadline_ns, len(parts), priority, cost_ns, now_ns)
-        expected_ns = now_ns + feeder.expected_ns(cost_ns, len(parts))
+        expected_ns = now_ns + feeder.expected_ns(cost_ns, len(parts), now_ns)
         tickets = []
         for offset, size, encoding in parts:
             self._number += 1
