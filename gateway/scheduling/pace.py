@@ -37,7 +37,7 @@ TAIL_SHARE = 0.0005
 """Of batches that may end later than the margin covers."""
 
 TAIL_PRIOR, TAIL_SETTLED = 0.5, 200
-"""What is kept back for overruns of a device that is not steady, until so many batches have shown what it really does."""
+"""Kept back for overruns of a device that is not steady, until so many batches have shown what it really does."""
 
 TAIL_STEP, TAIL_STEPS = 1 / 32, 64
 TAIL_PERIOD_NS = 10 * S
