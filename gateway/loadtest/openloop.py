@@ -1,0 +1,339 @@
+"""Fires requests when they are due, whatever the server does, and notes what came of each. Owns the connections.
+
+Nothing waits for an answer: a request finds an idle connection, or opens one, or, at the bound, is counted as unsent.
+Latency counts from when a request was due, so a server that stalls cannot hide it behind those it kept from coming
+(coordinated omission). One request is on a connection at a time. Runs on any event loop; cheapest on uvloop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import math
+import time
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from gateway.loadtest.alarm import Alarm
+from gateway.loadtest.answers import UnreadableAnswer, read_head
+from gateway.loadtest.shots import BROKEN, TIMED_OUT, UNSENT, Shots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+TICK_S = 0.0002
+"""Shortest time between two looks at the schedule: at high rates a few requests go out together."""
+
+SENDS_PER_TICK = 32
+"""Requests sent before answers are read again, when the generator is behind."""
+
+SWEEP_S = 0.05
+"""How often timeouts are looked for and progress is told."""
+
+_PENDING = 0
+_NONE = -1
+
+
+def post(host: str, port: int, path: str, body: bytes, content_type: str, *headers: str) -> bytes:
+    """A whole request as it goes over the wire; `headers` are further lines such as "Accept: application/json"."""
+    name = f"[{host}]" if ":" in host else host
+    lines = [f"POST {path} HTTP/1.1", f"Host: {name}:{port}", f"Content-Type: {content_type}", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode("ascii") + body
+
+
+async def fire(
+    host: str,
+    port: int,
+    requests: Sequence[bytes],
+    due_s: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]],
+    *,
+    connections_max: int = 512,
+    connections_warm: int = 0,
+    timeout_s: float = 10.0,
+    sample_every: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Shots:
+    """Send `requests` in turn, over and over, one at each of `due_s` (ascending, seconds from the begin of the run).
+
+    `connections_warm` of `connections_max` connections are opened beforehand. A request without an answer `timeout_s`
+    after it was due is given up. The answer's body is kept of every `sample_every`-th request (0: of none).
+    `progress(sent, ended)` is called every SWEEP_S. Cancel it to stop.
+
+    Raises: ValueError for a schedule that is not one, UnreadableAnswer, OSError when a warm connection is refused.
+    """
+    due = np.asarray(due_s, np.float64)
+    if not len(requests) or connections_max < 1 or connections_warm > connections_max:
+        raise ValueError("one request and one connection are the least, and connections_warm is within the bound")
+    if len(due) and (not np.isfinite(due).all() or (np.diff(due) < 0).any() or due[0] < 0):
+        raise ValueError("due_s must ascend from 0 or more")
+    run = _Run(host, port, requests, due, connections_max, timeout_s, sample_every, progress)
+    try:
+        await run.warm(connections_warm)
+        async with asyncio.TaskGroup() as dials:
+            run.start(dials)
+            try:
+                await run.ended
+            finally:
+                run.stop_dialling()
+    finally:
+        run.close()
+    if run.failure is not None:
+        raise run.failure
+    return run.shots()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection. `index`: the request that it carries, or _NONE."""
+
+    __slots__ = ("_body_begin", "_closes", "_end", "_rest", "_run", "_status", "index", "transport")
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._rest = bytearray()
+        self._end = 0
+        self.index = _NONE
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by type
+
+    def data_received(self, data: bytes) -> None:
+        answer: bytes | bytearray = data
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._end:
+                return
+            answer = self._rest
+        if self.index == _NONE:
+            self._run.drop(self)  # Words of farewell: nobody asked.
+            return
+        try:
+            head = read_head(answer)
+            while head is not None and head[0] < 200:  # noqa: PLR2004 - interim answers are passed over
+                answer = answer[head[1] :]
+                self._rest.clear()
+                head = read_head(answer) if answer else None
+        except UnreadableAnswer as error:
+            self._run.fail(error)
+            return
+        if head is None or len(answer) < head[2]:
+            self._end = head[2] if head is not None else 0
+            if answer is not self._rest:
+                self._rest = bytearray(answer)
+            return
+        status, begin, end, stays = head
+        self._end = 0
+        if self._rest:
+            answer, self._rest = bytes(self._rest), bytearray()
+        # More than one answer to one request: whatever the rest is, it is not the next one's.
+        self._run.answered(self, status, answer, begin, stays=stays and len(answer) == end)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._run.lost(self)
+
+
+class _Run:
+    """State of one run. Every request ends exactly once, in `_end`."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        requests: Sequence[bytes],
+        due: np.ndarray[tuple[int], np.dtype[np.float64]],
+        connections_max: int,
+        timeout_s: float,
+        sample_every: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self.failure: UnreadableAnswer | None = None
+        self._address = host, port
+        self._requests = list(requests)
+        self._connections_max = connections_max
+        self._timeout_s = timeout_s
+        self._sample_every = sample_every
+        self._progress = progress
+        self._alarm: Alarm | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._dials: asyncio.TaskGroup | None = None
+        self._dialling: set[asyncio.Task[None]] = set()
+        self._began_s = 0.0
+        # Lists: an item of an array costs five times as much to set.
+        self._due: list[float] = due.tolist()
+        self._sent = [math.nan] * len(due)
+        self._answered = [math.nan] * len(due)
+        self._status = [_PENDING] * len(due)
+        self._bodies: dict[int, bytes] = {}
+        self._next = 0
+        self._ended_count = 0
+        self._connections: set[_Connection] = set()
+        self._idle: list[_Connection] = []
+        self._waiting: collections.deque[int] = collections.deque()
+        """Requests for which a connection is being opened; the first one that is free takes the first of them."""
+        self._oldest = 0
+        """Every request before it has ended."""
+
+    async def warm(self, count: int) -> None:
+        """Open connections beforehand. Raises OSError."""
+        for _ in range(count):
+            _, connection = await self._loop.create_connection(lambda: _Connection(self), *self._address)
+            self._connections.add(connection)
+            self._idle.append(connection)
+
+    def start(self, dials: asyncio.TaskGroup) -> None:
+        """The schedule begins now. `dials` owns the connections that are being opened."""
+        self._dials = dials
+        self._alarm = Alarm(self._loop, self._send_due)
+        self._began_s = time.monotonic()
+        self._sweep()
+        self._send_due()
+
+    def close(self) -> None:
+        """End every connection and timer."""
+        if self._alarm is not None:
+            self._alarm.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self._connections):
+            self.drop(connection)
+
+    def stop_dialling(self) -> None:
+        """Give up on connections that are being opened."""
+        for dial in self._dialling:
+            dial.cancel()
+
+    def shots(self) -> Shots:
+        """What came of it all."""
+        return Shots(
+            np.array(self._due),
+            np.array(self._sent),
+            np.array(self._answered),
+            np.array(self._status, np.int16),
+            bodies=self._bodies,
+            began_s=self._began_s,
+        )
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    def _send_due(self) -> None:
+        """Send what is due, and have the alarm ring for the next."""
+        assert self._alarm is not None
+        due, count = self._due, len(self._due)
+        now = time.monotonic() - self._began_s
+        last = min(self._next + SENDS_PER_TICK, count)
+        while self._next < last and due[self._next] <= now:
+            index = self._next
+            self._next += 1
+            if self._idle:
+                self._send(self._idle.pop(), index)
+            elif len(self._connections) + len(self._dialling) < self._connections_max:
+                self._waiting.append(index)
+                self._dial()
+            else:
+                self._end(index, UNSENT)
+        if self._next < count:
+            self._alarm.set(self._began_s + max(due[self._next], now + TICK_S if self._next < last else 0.0))
+        elif not count and not self.ended.done():
+            self.ended.set_result(None)
+
+    def _send(self, connection: _Connection, index: int) -> None:
+        connection.index = index
+        self._sent[index] = time.monotonic() - self._began_s
+        connection.transport.write(self._requests[index % len(self._requests)])
+
+    def _dial(self) -> None:
+        assert self._dials is not None
+        dial = self._dials.create_task(self._open())
+        self._dialling.add(dial)
+        dial.add_done_callback(self._dialling.discard)
+
+    async def _open(self) -> None:
+        """Open one connection for whoever waits first; when that fails, it has failed for them."""
+        try:
+            _, connection = await self._loop.create_connection(lambda: _Connection(self), *self._address)
+        except OSError:
+            if self._waiting:
+                self._end(self._waiting.popleft(), BROKEN)
+            return
+        self._connections.add(connection)
+        self._free(connection)
+
+    def _free(self, connection: _Connection) -> None:
+        """A connection has nothing to carry."""
+        if connection.transport.is_closing():
+            self.drop(connection)
+        elif self._waiting:
+            self._send(connection, self._waiting.popleft())
+        else:
+            self._idle.append(connection)
+
+    # -- endings -------------------------------------------------------------------------------------------------
+
+    def answered(
+        self, connection: _Connection, status: int, answer: bytes | bytearray, begin: int, *, stays: bool
+    ) -> None:
+        """A whole answer came; its body begins at `begin`."""
+        index = connection.index
+        connection.index = _NONE
+        self._answered[index] = time.monotonic() - self._began_s
+        if self._sample_every and index % self._sample_every == 0:
+            self._bodies[index] = bytes(answer[begin:])
+        if stays:
+            self._free(connection)
+        else:
+            self.drop(connection)
+        self._end(index, status)
+
+    def lost(self, connection: _Connection) -> None:
+        """The connection is gone, and with it the request that it carried."""
+        self.drop(connection)
+        if connection.index != _NONE:
+            index, connection.index = connection.index, _NONE
+            self._end(index, BROKEN)
+
+    def drop(self, connection: _Connection) -> None:
+        """Use a connection no more; somebody who waits for one gets another dialled."""
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        connection.transport.abort()
+        if len(self._waiting) > len(self._dialling) and not self.ended.done():
+            self._dial()
+
+    def fail(self, failure: UnreadableAnswer) -> None:
+        """Nothing of this run can be counted."""
+        self.failure = failure
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _end(self, index: int, status: int) -> None:
+        self._status[index] = status
+        self._ended_count += 1
+        if self._ended_count == len(self._due) and not self.ended.done():
+            self.ended.set_result(None)
+
+    def _sweep(self) -> None:
+        """Give up what waited too long, and tell how far it is."""
+        late_s = time.monotonic() - self._began_s - self._timeout_s
+        while self._oldest < self._next and (self._status[self._oldest] or self._due[self._oldest] <= late_s):
+            if not self._status[self._oldest]:
+                self._give_up(self._oldest)
+            self._oldest += 1
+        if self._progress is not None:
+            self._progress(self._next, self._ended_count)
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _give_up(self, index: int) -> None:
+        if index in self._waiting:
+            self._waiting.remove(index)
+        else:
+            connection = next(connection for connection in self._connections if connection.index == index)
+            connection.index = _NONE
+            self.drop(connection)
+        self._end(index, TIMED_OUT)
