@@ -18,6 +18,7 @@ from gateway import errors, logs
 from gateway.http import responses
 from gateway.http.bodies import BodyReader
 from gateway.http.identity import Identity
+from gateway.http.listener import Listener
 from gateway.http.predict import Predict
 from gateway.http.status import Status
 from gateway.scheduling.limiter import Limiter, Rule
@@ -100,18 +101,15 @@ class _Server(web.Server):
         self._options = options
         self.connection_count = 0
 
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        self.connection_count += 1
-        super().connection_made(handler, transport)
-
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         self.connection_count -= 1
         super().connection_lost(handler, exc)
 
     def protocol(self) -> asyncio.Protocol:
-        """The factory for accepted connections."""
+        """The factory for accepted connections. Many come in one tick, so each counts from here on."""
         if self.connection_count >= self._connections_max:
             return _Full(self.refuse)
+        self.connection_count += 1
         return Connection(self, loop=self._loop, **self._options)
 
 
@@ -153,7 +151,7 @@ class Front:
                 "access_log": None,
             },
         )
-        self._listener: asyncio.Server | None = None
+        self._listener: Listener | None = None
         driver.metrics.probes.append(self._samples)
 
     def _samples(self) -> Iterator[Sample]:
@@ -165,7 +163,7 @@ class Front:
 
     async def start(self, bound: socket.socket) -> None:
         """Accept on a bound socket."""
-        self._listener = await asyncio.get_running_loop().create_server(self._server.protocol, sock=bound, backlog=1024)
+        self._listener = Listener(asyncio.get_running_loop(), bound, self._server.protocol)
 
     def stop_accepting(self) -> None:
         """Close the listener; connections that exist stay."""
