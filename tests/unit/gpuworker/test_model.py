@@ -322,11 +322,23 @@ def test_a_fake_fails_the_images_it_is_told_to_and_no_padding(tmp_path):
 
 def test_a_fake_takes_its_time(tmp_path, monkeypatch):
     model, _, _ = opened(fake(base_ms=10, image_ms=2.5), tmp_path, warm=False)
-    now, slept = 0, []
-    monkeypatch.setattr(fake_backend.time, "monotonic_ns", lambda: now)
-    monkeypatch.setattr(fake_backend.time, "sleep", slept.append)
+    now_ns, slept_s = 0, 0.0
+
+    def look() -> int:
+        nonlocal now_ns
+        now_ns += 1000
+        return now_ns
+
+    def sleep(seconds) -> None:
+        nonlocal now_ns, slept_s
+        now_ns += round(seconds * 1e9)
+        slept_s += seconds
+
+    monkeypatch.setattr(fake_backend.time, "monotonic_ns", look)
+    monkeypatch.setattr(fake_backend.time, "sleep", sleep)
     model.execute(batch([0, 1], size=4))
-    assert slept == [0.02]
+    assert 0.0198 < slept_s < 0.0199, "the end is waited out awake"
+    assert 20_000_000 <= now_ns < 20_010_000
 
 
 def test_a_fake_that_would_fire_on_black_is_refused(tmp_path):
