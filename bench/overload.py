@@ -1,7 +1,7 @@
 """Whether promises hold under overload: a real gateway, real decoders, a worker that takes l(b) = base + image x b.
 
 Requests come open loop from another process, as Poisson arrivals at a share of the capacity B / l(B), where B is the
-largest batch with l(B) within the deadline: first little, then 2 times, 10 times, and half of what the worker can do.
+largest batch with l(B) within the deadline: first little, one by one, then 2 times, 10 times, and half of it.
 Each round has a fresh gateway. Figures are medians of the rounds; late answers are counted over all of them.
 
 * live_goodput_*: answers within the deadline a second, by the client's clock from when they were due, over capacity.
@@ -57,11 +57,23 @@ MEMORY_PERIOD_S = 0.5
 TIMEOUT_S = 5.0
 
 FULL = (
-    *(Phase("warm-up", 0.5, 1.5), Phase("low", 0.05, 6), Phase("half", 0.5, 3), Phase("2x", 2, 5), Phase("rest", 0, 1)),
+    *(
+        Phase("warm-up", 0.5, 1.5),
+        Phase("low", 0.05, 6, even=True),
+        Phase("half", 0.5, 3),
+        Phase("2x", 2, 5),
+        Phase("rest", 0, 1),
+    ),
     *(Phase("10x", 10, 7), Phase("recovery", 0.5, 3), Phase("end", 0, 0.3)),
 )
 QUICK = (
-    *(Phase("warm-up", 0.5, 1), Phase("low", 0.05, 4), Phase("half", 0.5, 2), Phase("2x", 2, 3), Phase("rest", 0, 1)),
+    *(
+        Phase("warm-up", 0.5, 1),
+        Phase("low", 0.05, 4, even=True),
+        Phase("half", 0.5, 2),
+        Phase("2x", 2, 3),
+        Phase("rest", 0, 1),
+    ),
     *(Phase("10x", 10, 4), Phase("recovery", 0.5, 2), Phase("end", 0, 0.3)),
 )
 
@@ -113,9 +125,20 @@ def _images(running: rig.Gateway) -> dict[str, float]:
     return {line.partition('code="')[2].partition('"')[0]: float(line.rsplit(" ", 1)[1]) for line in found}
 
 
+def _due(world: World, phases: tuple[Phase, ...], seed: int) -> np.ndarray:
+    """When requests are due, in s."""
+    due, begin = [], 0.0
+    for number, (_, load, seconds, even) in enumerate(phases):
+        rate = load * world.capacity
+        part = schedules.constant(rate, seconds) if even else schedules.poisson(rate, seconds, seed + number)
+        due.append(begin + part)
+        begin += seconds
+    return np.concatenate(due)
+
+
 def one_round(repository: Path, world: World, phases: tuple[Phase, ...], body: bytes, seed: int) -> Round:
     """A fresh gateway through all phases."""
-    due = schedules.steps([(phase.load * world.capacity, phase.seconds) for phase in phases], seed)
+    due = _due(world, phases, seed)
     timeout_s = max(TIMEOUT_S, 3 * world.deadline_ms / 1e3)
     ours, theirs = multiprocessing.Pipe()
     with rig.gateway(repository) as running:

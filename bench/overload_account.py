@@ -39,11 +39,12 @@ image_ms = {image_ms}
 
 
 class Phase(NamedTuple):
-    """A stretch of a round. `load`: arrivals over capacity."""
+    """A stretch of a round. `load`: arrivals over capacity; Poisson, or `even`, so that none waits for another."""
 
     name: str
     load: float
     seconds: float
+    even: bool = False
 
 
 GOALS = {
