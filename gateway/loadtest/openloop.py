@@ -161,6 +161,7 @@ class _Run:
         self._sweeper: asyncio.TimerHandle | None = None
         self._dials: asyncio.TaskGroup | None = None
         self._dialling: set[asyncio.Task[None]] = set()
+        self._dialling_count = 0
         self._began_s = 0.0
         # Lists: an item of an array costs five times as much to set.
         self._due: list[float] = due.tolist()
@@ -230,7 +231,7 @@ class _Run:
             self._next += 1
             if self._idle:
                 self._send(self._idle.pop(), index)
-            elif len(self._connections) + len(self._dialling) < self._connections_max:
+            elif len(self._connections) + self._dialling_count < self._connections_max:
                 self._waiting.append(index)
                 self._dial()
             else:
@@ -247,6 +248,7 @@ class _Run:
 
     def _dial(self) -> None:
         assert self._dials is not None
+        self._dialling_count += 1
         dial = self._dials.create_task(self._open())
         self._dialling.add(dial)
         dial.add_done_callback(self._dialling.discard)
@@ -259,6 +261,8 @@ class _Run:
             if self._waiting:
                 self._end(self._waiting.popleft(), BROKEN)
             return
+        finally:
+            self._dialling_count -= 1
         self._connections.add(connection)
         self._free(connection)
 
@@ -303,7 +307,7 @@ class _Run:
         if connection in self._idle:
             self._idle.remove(connection)
         connection.transport.abort()
-        if len(self._waiting) > len(self._dialling) and not self.ended.done():
+        if len(self._waiting) > self._dialling_count and not self.ended.done():
             self._dial()
 
     def fail(self, failure: UnreadableAnswer) -> None:
