@@ -251,6 +251,8 @@ def details(account: Account) -> dict[str, float]:
     by_difference, by_slope = account.refusal_cpu_us()
     low = account.part("low")
     return {
+        "goodput_2x_by_gateway": account.goodput("2x", by_gateway=True),
+        "goodput_10x_by_gateway": account.goodput("10x", by_gateway=True),
         "refusal_cpu_us_by_difference": by_difference,
         "refusal_cpu_us_by_slope": by_slope,
         "refusal_p50_ms": account.refusal_ms(50, from_sent=True),

@@ -128,13 +128,20 @@ class Account:
     def part(self, name: str) -> Shots:
         return self.taken.shots.between(*self.spans[name])
 
-    def goodput(self, name: str) -> float:
-        """Good answers that came in the phase, a second, over capacity."""
+    def goodput(self, name: str, *, by_gateway: bool = False) -> float:
+        """Good answers that came in the phase, a second, over capacity.
+
+        By the client's clock from when they were due; `by_gateway`: by its own, from when it had their headers.
+        """
         shots = self.taken.shots
         begin, end = self.spans[name]
         begin += SETTLE_S
+        good = shots.good(self.deadline_s)
+        if by_gateway:
+            good = np.zeros(len(shots), bool)
+            good[[one.place for one in shots.samples(200) if one.timing_ms["total"] <= self.world.deadline_ms]] = True
         came = (shots.answered >= begin) & (shots.answered < end)
-        return float(np.count_nonzero(shots.good(self.deadline_s) & came)) / (end - begin) / self.world.capacity
+        return float(np.count_nonzero(good & came)) / (end - begin) / self.world.capacity
 
     def late(self) -> tuple[float, float]:
         """(late or dropped, accepted) images, from the begin of the 2x phase to the end."""
