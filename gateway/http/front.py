@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import re
 import secrets
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
@@ -50,12 +51,32 @@ _FULL = (
 
 
 class Connection(RequestHandler):
-    """One connection. Says in our words what aiohttp itself refuses (malformed HTTP), and what nobody caught."""
+    """One connection. Says in our words what aiohttp itself refuses (malformed HTTP), and what nobody caught.
 
-    __slots__ = ("origin",)
+    It also notes when headers come. The handler runs later in the same turn of the loop, after everything else that
+    came: under overload that is milliseconds of the request's deadline.
+    """
+
+    __slots__ = ("_received_ns", "origin")
 
     origin: Origin
     """Where it comes from; gateway.http.identity makes it out when it is first asked for."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        self._received_ns = 0
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came: headers, as long as no request is being handled, else a part of its body or the next one."""
+        if self._waiter is not None or not self._request_count:
+            self._received_ns = time.monotonic_ns()
+        super().data_received(data)
+
+    def take_received_ns(self) -> int:
+        """When the headers of the request at hand came; of one that came behind another, when its turn came: now."""
+        received_ns, self._received_ns = self._received_ns, 0
+        return received_ns or time.monotonic_ns()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -210,6 +231,7 @@ class Front:
         """Find the handler by path, then check the method."""
         if request.version not in ((1, 1), (1, 0)):
             raise errors.VersionNotSupported("speak HTTP/1.1 or HTTP/1.0")
+        received_ns = cast("Connection", request.protocol).take_received_ns()
         path = request.raw_path.partition("?")[0]
         if not path.startswith("/"):
             # Absolute-form, as proxies send it; every server must take it (RFC 9112, 3.2.2).
@@ -218,10 +240,10 @@ class Front:
         match segments:
             case ["predictions", name] if name:
                 _allow(request, "POST")
-                return await self._predict.answer(request, name, "", request_id)
+                return await self._predict.answer(request, name, "", request_id, received_ns)
             case ["predictions", name, version] if name and version:
                 _allow(request, "POST")
-                return await self._predict.answer(request, name, version, request_id)
+                return await self._predict.answer(request, name, version, request_id, received_ns)
             case ["models", name] if name:
                 _allow(request, "GET")
                 return self._status.model(name, request_id)

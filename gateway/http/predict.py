@@ -124,9 +124,13 @@ class Predict:
             # The repository lists versions in ascending order, so the last one is the default.
             self._served[served.name, ""] = served
 
-    async def answer(self, request: web.BaseRequest, name: str, version: str, request_id: str) -> Reply:
-        """Answer one request. Raises Refusal before it is known whose it is; CancelledError when the client left."""
-        received_ns = time.monotonic_ns()
+    async def answer(
+        self, request: web.BaseRequest, name: str, version: str, request_id: str, received_ns: int
+    ) -> Reply:
+        """Answer one request, there since `received_ns`.
+
+        Raises Refusal before it is known whose it is; CancelledError when the client left.
+        """
         served = self._served.get((name, version))
         if served is None:
             raise self._unknown(name, version)
@@ -136,8 +140,9 @@ class Predict:
             asked = _Asked(request, request_id, received_ns)
             priority = _PRIORITIES[asked.url.priority]
             deadline_ns = served.deadline_ns(received_ns, asked.url.deadline_ms, priority)
-            client = self._identity.client(request, received_ns)
-            claim = self._limiter.claim(client, priority, received_ns, deadline_ns)
+            now_ns = time.monotonic_ns()
+            client = self._identity.client(request, now_ns)
+            claim = self._limiter.claim(client, priority, now_ns, deadline_ns)
             try:
                 return await self._serve(served, asked, claim, deadline_ns)
             finally:
@@ -186,7 +191,7 @@ class Predict:
         ours: tuple[type[errors.Refusal], ...] = _OVERLOAD
         try:
             size = self._reader.announced_size(asked.request) if asked.read_payload is payloads.read_one else 0
-            self._core.precheck(served.line, deadline_ns, asked.received_ns, priority=claim.priority, size=size)
+            self._core.precheck(served.line, deadline_ns, time.monotonic_ns(), priority=claim.priority, size=size)
             ours = _NO_ROOM  # How long its body takes is the client's own doing.
             body = self._reader.read_nowait(asked.request) or await self._reader.read(asked.request, deadline_ns)
             read_ns = time.monotonic_ns()
