@@ -199,7 +199,16 @@ def run(settings: Settings, body: Callable[[Gateway], Awaitable[None]] = forever
     Raises: InvalidSettings, InvalidModel before anything is started.
     """
     models = scan(Path(settings.models), settings.versions)
-    bound = bind(settings.host, settings.port)
+    return serve(settings, models, bind(settings.host, settings.port), body)
+
+
+def serve(
+    settings: Settings,
+    models: list[ModelVersion],
+    bound: socket.socket,
+    body: Callable[[Gateway], Awaitable[None]] = forever,
+) -> int:
+    """`run` with models that were read and a socket that was bound already, which is closed at the end."""
     keep_heap()
     stop_logs = logs.start(settings.log_level)
     raise_fd_limit(settings.connections_max, len(models))

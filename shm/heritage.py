@@ -109,12 +109,17 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
     def die_with_parent(self) -> None:
-        """In the child, first thing: be killed when the gateway dies, also if it died before this call.
+        """In the child, first thing: be killed when the gateway dies, also if it died before this call."""
+        die_with(self.parent)
 
-        Source: prctl(2), PR_SET_PDEATHSIG.
-        """
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "PR_SET_PDEATHSIG")
-        if os.getppid() != self.parent:
-            raise SystemExit("penstock: the gateway died while this child was starting")
+
+def die_with(parent: int) -> None:
+    """In the child: be killed when the process `parent`, which started this one, dies, also if it died before.
+
+    Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_PDEATHSIG")
+    if os.getppid() != parent:
+        raise SystemExit("penstock: the gateway died while this child was starting")
