@@ -1,4 +1,4 @@
-"""The command line: `penstock serve | demo | predict | check | models | key`. Parses, prints, calls others."""
+"""The command line: `penstock serve | demo | predict | check | tune | models | key`. Parses, prints, calls."""
 
 from __future__ import annotations
 
@@ -144,6 +144,34 @@ def check(
     except (InvalidSettings, InvalidModel) as error:
         _fail(error)
     raise typer.Exit(1 if refused else 0)
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help="<model>/<version>, or NAME or NAME/VERSION with --models.")],
+    *,
+    deadline_ms: Annotated[float, typer.Option(help="What a request has, from its arrival to its answer.")],
+    models: Annotated[str | None, typer.Option(help="Model repository that MODEL is a name in.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Settings as TOML.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="cpu or cuda:N; again for more workers.")] = None,
+    decoders: Annotated[int | None, typer.Option(help="Decoder processes; 0: half of the cores, at least 2.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of your own photos; else one is made up.")] = None,
+    minutes: Annotated[float, typer.Option(help="How long it may take, about.")] = 3.0,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the plot into this PNG (needs matplotlib).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave model.toml as it is.")] = False,
+) -> None:
+    """Measure a model on this machine and write the batching that keeps a deadline at the highest rate."""
+    from gateway.tuning import command  # noqa: PLC0415 - brings Pillow along, which a gateway does without
+
+    flags: dict[str, Any] = {"models": models, "devices": tuple(device) if device else None, "decoders": decoders}
+    try:
+        settings = config.load(config_file, os.environ, flags)
+        found = command.find(model, settings, in_repository=models is not None)
+        goal = command.goal_of(found, settings, deadline_ms=deadline_ms, minutes=minutes, images=images)
+        status = command.run(_out, goal, png=plot, dry_run=dry_run)
+    except command.WRONG as error:
+        _fail(error)
+    raise typer.Exit(status)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from gateway.cli import app
 from tests.support.gateways import FAIL, digest, gateway, pixels, png, write_model
 from tests.support.graphs import means
 
-COMMANDS = ("serve", "demo", "predict", "models", "check", "key")
+COMMANDS = ("serve", "demo", "predict", "models", "check", "key", "tune")
 
 
 @pytest.fixture
