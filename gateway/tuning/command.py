@@ -9,7 +9,7 @@ import asyncio
 import math
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
@@ -36,6 +36,22 @@ if TYPE_CHECKING:
 DEADLINE_MS_MAX = 600_000
 MINUTES_MAX = 120.0
 NAMES_SHOWN = 10
+
+UNLIMITED: dict[str, Any] = {
+    "clients": (),
+    "keys_required": False,
+    "client_rate": 0.0,
+    "client_burst": 0,
+    "client_batch_rate": 0.0,
+    "client_batch_burst": 0,
+    "client_in_flight_max": 0,
+    "rate_max": 0.0,
+    "rate_burst_max": 0,
+    "log_level": "error",
+}
+"""Over the user's settings: what is measured is the machine, not what a client is allowed of it, and a gateway says
+meanwhile only what went wrong.
+"""
 
 WRONG = (
     InvalidModel,
@@ -98,8 +114,7 @@ def goal_of(
         raise InvalidSettings(f"--minutes is {minutes:g}; it must be over 0, up to {MINUTES_MAX:g}")
     text = contract_file.read(model.directory)
     contract_file.tuned(model.contract, text, (1,), deadline_ms)
-    # What the run measures is this model; what a gateway may say meanwhile is only what went wrong.
-    settings = msgspec.structs.replace(settings, log_level="error")
+    settings = msgspec.structs.replace(settings, **UNLIMITED)
     return Goal(model, text, settings, deadline_ms, minutes * 60, images)
 
 

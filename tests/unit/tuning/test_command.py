@@ -102,6 +102,13 @@ def test_a_time_out_of_bounds_is_told(settings, minutes):
         command.goal_of(model, settings, deadline_ms=20, minutes=minutes, images=None)
 
 
+def test_what_a_client_is_allowed_does_not_bound_what_is_measured(repository):
+    limited = {"models": str(repository), "client_rate": 5.0, "rate_max": 9.0, "client_in_flight_max": 2, "decoders": 3}
+    model = command.find("birds", config.load(None, {}, limited), in_repository=True)
+    goal = command.goal_of(model, config.load(None, {}, limited), deadline_ms=20, minutes=1, images=None)
+    assert goal.settings == config.load(None, {}, {"models": str(repository), "decoders": 3, "log_level": "error"})
+
+
 def test_a_plot_without_matplotlib_is_told_before_anything_is_measured(refused, repository, monkeypatch):
     monkeypatch.setattr(plot.importlib.util, "find_spec", lambda _: None)
     said = refused(repository / "birds", "--deadline-ms", 20, "--plot", "p.png")
