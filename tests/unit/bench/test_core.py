@@ -18,7 +18,8 @@ def test_the_scheduler_is_the_real_one_with_the_exact_profile():
     policy = Core()
     played(policy)
 
-    assert policy.scheduler.workers[0].profiles[0].times_ns[28] == T4.time_ns(28)
+    points = {point.size: point for point in policy.scheduler.workers[0].profiles[0].points}
+    assert (points[28].p50_ns, points[28].p99_ns) == (T4.time_ns(28), T4.time_ns(28))
     assert policy.scheduler.lines[0].pace.best_size == core.size_best(T4, 1)
     assert core.size_best(T4, 1) in T4.sizes
 
