@@ -35,7 +35,7 @@ from shm import wire
 from shm.arena import BodyArena
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from gateway.calls import Outcome
     from gateway.config import Settings
@@ -171,6 +171,7 @@ class Driver:
         priority: int,
         deadline_ns: int,
         top_k: int,
+        client: Hashable = None,
     ) -> Call:
         """Hand one request's images to the core. `parts`: (offset in the bodies segment, size, encoding or TENSOR).
 
@@ -184,6 +185,7 @@ class Driver:
             deadline_ns=deadline_ns,
             top_k=top_k,
             now_ns=time.monotonic_ns(),
+            client=client,
         )
         self._ask_pump()
         return Call(tickets, self._loop.create_future())

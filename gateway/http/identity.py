@@ -15,7 +15,7 @@ from gateway import errors
 from gateway.clients import digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Hashable, Iterator
 
     from aiohttp import web
 
@@ -59,6 +59,7 @@ class Identity:
     def __init__(self, settings: Settings, limiter: Limiter) -> None:
         self._limiter = limiter
         self._keys = {client.key_sha256: limiter.keyed(client.name) for client in settings.clients}
+        self._keyed = frozenset(self._keys.values())
         self._keys_required = settings.keys_required
         self._trusted = [ipaddress.ip_network(network) for network in settings.trusted_proxies]
         self._header = settings.forwarded.title()
@@ -76,6 +77,10 @@ class Identity:
         if not limiter.asks_for_addresses:
             return limiter.address("", now_ns)
         return limiter.address(self._address(request), now_ns)
+
+    def name_of(self, request: web.BaseRequest, client: Client) -> Hashable:
+        """What tells a request's client from others even where addresses have no limits: its key, or its address."""
+        return client if client in self._keyed else self._address(request)
 
     def _by_key(self, request: web.BaseRequest, credentials: str) -> Client:
         found = _BEARER.fullmatch(credentials.strip())

@@ -191,7 +191,10 @@ class Predict:
         ours: tuple[type[errors.Refusal], ...] = _OVERLOAD
         try:
             size = self._reader.announced_size(asked.request) if asked.read_payload is payloads.read_one else 0
-            self._core.precheck(served.line, deadline_ns, time.monotonic_ns(), priority=claim.priority, size=size)
+            whose = self._identity.name_of(asked.request, claim.client)
+            self._core.precheck(
+                served.line, deadline_ns, time.monotonic_ns(), priority=claim.priority, size=size, client=whose
+            )
             ours = _NO_ROOM  # How long its body takes is the client's own doing.
             body = self._reader.read_nowait(asked.request) or await self._reader.read(asked.request, deadline_ns)
             read_ns = time.monotonic_ns()
@@ -209,7 +212,7 @@ class Predict:
                 deadline_ns = served.deadline_ns(asked.received_ns, query.deadline_ms, priority)
                 self._limiter.extend(claim, len(parts), priority, read_ns, deadline_ns)
                 call = self._driver.submit(
-                    served.line, body, parts, priority=priority, deadline_ns=deadline_ns, top_k=top_k
+                    served.line, body, parts, priority=priority, deadline_ns=deadline_ns, top_k=top_k, client=whose
                 )
             finally:
                 body.release()

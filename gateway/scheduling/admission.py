@@ -12,7 +12,7 @@ from gateway.scheduling import refusals
 from gateway.scheduling.ticket import Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from gateway import errors
     from gateway.scheduling.feeder import Feeder
@@ -45,38 +45,75 @@ class Admission:
         self._passed_cost_ns = 0
         self.draining = False
 
-    def check(self, line: Line, deadline_ns: int, count: int, priority: int, cost_ns: int, now_ns: int) -> int:
+    def check(
+        self,
+        line: Line,
+        deadline_ns: int,
+        count: int,
+        priority: int,
+        cost_ns: int,
+        now_ns: int,
+        *,
+        client: Hashable = None,
+    ) -> int:
         """When `count` images are to be done, margin kept back, if they are accepted: an absolute time in ns.
 
-        `cost_ns`: how long decoding all of them is expected to take one decoder.
+        `cost_ns`: how long decoding all of them is expected to take one decoder. `client`: whose they are; a refusal
+        for want of time gives it a date.
         Raises: Draining, ModelNotReady, DeadlineExceeded, Overloaded, PayloadTooLarge.
         """
         profile = self._serving(line)
-        if count > line.queue_max:
-            raise refusals.never_fits(line, count)
         if now_ns >= self._review_ns:
             self.review(now_ns)
         budget_ns = deadline_ns - now_ns
+        margin_ns = line.pace.margin_ns(budget_ns, profile.times_ns[line.pace.size])
+        needed_ns = cost_ns // count + profile.by_count[1] + margin_ns
+        self._check_bounds(line, count, budget_ns, needed_ns, priority, now_ns)
+        return self._promise(line, deadline_ns - margin_ns, deadline_ns, count, priority, cost_ns, now_ns, client)
+
+    def _check_bounds(self, line: Line, count: int, budget_ns: int, needed_ns: int, priority: int, now_ns: int) -> None:
+        """What can be told without the plan: `needed_ns` is what an idle server would need for one image.
+
+        Raises: DeadlineExceeded, Overloaded, PayloadTooLarge.
+        """
+        if count > line.queue_max:
+            raise refusals.never_fits(line, count)
         if budget_ns <= 0:
             raise refusals.too_late()
-        pace = line.pace
-        margin_ns = pace.margin_ns(budget_ns, profile.times_ns[pace.size])
-        needed_ns = cost_ns // count + profile.by_count[1] + margin_ns
         if needed_ns > budget_ns:
             raise refusals.impossible(line, needed_ns)
         if len(line.dues) + count > line.queue_max:
             raise self._refused(line, priority, now_ns, refusals.full(line))
         if priority == _BATCH:
-            self._check_batch(line, budget_ns, count, profile, now_ns)
-        elif len(line.dues) - line.batch_count + count > pace.quota:
+            self._check_batch(line, budget_ns, count, now_ns)
+        elif len(line.dues) - line.batch_count + count > line.pace.quota:
             raise self._refused(line, priority, now_ns, refusals.over_share(line))
-        due_ns = deadline_ns - margin_ns
+
+    def _promise(
+        self,
+        line: Line,
+        due_ns: int,
+        deadline_ns: int,
+        count: int,
+        priority: int,
+        cost_ns: int,
+        now_ns: int,
+        client: Hashable,
+    ) -> int:
+        """`due_ns`, if the plan has room for `count` images until then. Raises Overloaded."""
         state = line.index, deadline_ns, len(line.dues), self._plan.version
         if count == 1 and state == self._passed and cost_ns <= self._passed_cost_ns:
             return due_ns  # precheck has just looked, and nothing has changed since
         ready_ns = now_ns + self._feeder.expected_ns(cost_ns, count, now_ns)
-        lateness_ns = self._plan.lateness_ns(line, due_ns, count, ready_ns, now_ns)
+        if client is None or not line.returns.is_due(client, now_ns):
+            kept_free = line.returns.reserve(line.pace.size, deadline_ns, now_ns)
+            lateness_ns = self._plan.lateness_ns(line, due_ns, count + kept_free, ready_ns, now_ns)
+        else:
+            lateness_ns = self._plan.lateness_ns(line, due_ns, count, ready_ns, now_ns, growing=False)
         if lateness_ns > 0:
+            if priority != _BATCH and client is not None:
+                rate = line.worker_count / line.batch_ns * line.pace.size
+                lateness_ns = line.returns.invite(client, count, lateness_ns, rate, now_ns)
             raise self._refused(line, priority, now_ns, refusals.no_time(line, lateness_ns))
         self._passed, self._passed_cost_ns = state, cost_ns
         return due_ns
@@ -92,14 +129,13 @@ class Admission:
             raise refusals.not_served(line)
         return line.profile
 
-    def _check_batch(self, line: Line, budget_ns: int, count: int, profile: Profile, now_ns: int) -> None:
+    def _check_batch(self, line: Line, budget_ns: int, count: int, now_ns: int) -> None:
         """The batch class gets what room the real-time class leaves. Raises Overloaded."""
         if any(other.pace.is_refusing(now_ns) for other in self._lines):
             raise refusals.real_time_first(line)
         if self._plan.crowds(now_ns):
             raise refusals.real_time_first(line)
-        size = line.pace.best_size
-        work_ns = (line.batch_count + count) * profile.times_ns[size] // size
+        work_ns = (line.batch_count + count) * line.batch_ns // line.pace.size
         if work_ns > BATCH_BACKLOG_SHARE * budget_ns * line.worker_count:
             raise refusals.batch_full(line, work_ns)
 

@@ -6,6 +6,7 @@ import bisect
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.scheduling.pace import NO_QUOTA, Pace
+from gateway.scheduling.returns import Returns
 from gateway.scheduling.ticket import Priority, Stage, Ticket, TicketQueue
 from shm.arena import SlotArena
 
@@ -46,6 +47,7 @@ class Line:
         "queue_max",
         "ready",
         "ready_batch",
+        "returns",
         "serving",
         "small",
         "weight",
@@ -79,6 +81,7 @@ class Line:
         """What to expect of its batches; None until a worker has measured it."""
         self.worker_count = 1
         """Workers that serve it."""
+        self.returns = Returns()
         self.small = TicketQueue(Stage.WAITING, Stage.WAITING)
         self.large = TicketQueue(Stage.WAITING, Stage.WAITING)
         self.ready = TicketQueue(Stage.QUEUED, Stage.QUEUED)
@@ -95,12 +98,18 @@ class Line:
 
     def statistics(self) -> Batching | None:
         """An immutable snapshot; None until a worker has measured the model."""
-        pace, profile = self.pace, self.profile
-        if profile is None:
+        pace = self.pace
+        if self.profile is None:
             return None
-        margin_ns = pace.margin_ns(self.deadline_ns, profile.times_ns[pace.size])
+        margin_ns = pace.margin_ns(self.deadline_ns, self.batch_ns)
         quota = pace.quota if pace.quota < NO_QUOTA else None
         return Batching(pace.best_size, pace.size, margin_ns, pace.inflation, pace.tail, quota)
+
+    @property
+    def batch_ns(self) -> int:
+        """What a whole batch of the planned size is expected to take. There must be a profile."""
+        assert self.profile is not None
+        return self.profile.times_ns[self.pace.size]
 
     @property
     def waiting_count(self) -> int:

@@ -92,15 +92,18 @@ class Plan:
         """A worker's free time, a profile or a size is not what it was."""
         self.version += 1
 
-    def lateness_ns(self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int) -> int:
+    def lateness_ns(
+        self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int, *, growing: bool = True
+    ) -> int:
         """By how much the worst promise would be broken if `count` images more were promised for `due_ns`.
 
-        0 or less: none. They will be decoded at `ready_ns`. NEVER_NS: no worker could run them.
+        0 or less: none. They will be decoded at `ready_ns`. NEVER_NS: no worker could run them. `growing`: their batch
+        is expected to grow until it starts; under overload that keeps out those who would keep it small.
         """
         if self._has_room(line, due_ns, count, max(ready_ns, now_ns)):
             return 0
         if all(other is line or not other.dues for other in self._lines):
-            return self._alone_ns(line, due_ns, count, ready_ns, now_ns)
+            return self._alone_ns(line, due_ns, count, ready_ns, now_ns, growing=growing)
         return self._together_ns(now_ns, line, due_ns, count, ready_ns)
 
     def _has_room(self, line: Line, due_ns: int, count: int, now_ns: int) -> bool:
@@ -146,7 +149,7 @@ class Plan:
                 return True
         return False
 
-    def _alone_ns(self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int) -> int:
+    def _alone_ns(self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int, *, growing: bool) -> int:
         """`lateness_ns` where nothing else waits: only batches from the newcomers' on can change."""
         dues, size = line.dues, line.pace.size
         total = len(dues) + count
@@ -157,7 +160,7 @@ class Plan:
             return NEVER_NS
         drift_ns = now_ns - starts.at_ns if starts.idle_count else 0
         behind = (place + count - 1) // size + 1
-        rate = line.pace.rate(now_ns)
+        rate = line.pace.rate(now_ns) if growing else 0.0
         from_ns = max(now_ns, ready_ns)
         worst_ns = -NEVER_NS
         for chunk in range(first, behind):

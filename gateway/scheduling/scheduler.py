@@ -32,7 +32,7 @@ from shm.arena import BodyArena, SlotState
 from shm.wire import ItemStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from gateway.scheduling.line import Line
     from shm.wire import Encoding, ProfilePoint
@@ -99,14 +99,25 @@ class Scheduler:
         """Whether nothing new is accepted."""
         return self._admission.draining
 
-    def precheck(self, line: Line, deadline_ns: int, now_ns: int, *, priority: int = 0, size: int = 0) -> None:
+    def precheck(
+        self,
+        line: Line,
+        deadline_ns: int,
+        now_ns: int,
+        *,
+        priority: int = 0,
+        size: int = 0,
+        client: Hashable = None,
+    ) -> None:
         """Refuse what cannot be promised, before a byte of the body is read. `size`: bytes of it, 0 when unknown.
+
+        `client`: whose request it is; one that was told when to come back, and does, goes before others.
 
         Raises: Draining, ModelNotReady, DeadlineExceeded, Overloaded.
         """
         now_ns = self._at(now_ns)
         try:
-            self._admission.check(line, deadline_ns, 1, priority, self.feeder.estimate_ns(size), now_ns)
+            self._admission.check(line, deadline_ns, 1, priority, self.feeder.estimate_ns(size), now_ns, client=client)
         except errors.Refusal:
             self._admission.offered(line, 1, priority, now_ns)
             raise
@@ -128,6 +139,7 @@ class Scheduler:
         deadline_ns: int,
         top_k: int,
         now_ns: int,
+        client: Hashable = None,
     ) -> list[Ticket]:
         """Accept one request's images, all or none: (offset in the segment, size, encoding or TENSOR) each.
 
@@ -138,7 +150,7 @@ class Scheduler:
         feeder = self.feeder
         cost_ns = sum(feeder.estimate_ns(size) for _, size, encoding in parts if encoding is not TENSOR)
         self._admission.offered(line, len(parts), priority, now_ns)
-        due_ns = self._admission.check(line, deadline_ns, len(parts), priority, cost_ns, now_ns)
+        due_ns = self._admission.check(line, deadline_ns, len(parts), priority, cost_ns, now_ns, client=client)
         expected_ns = now_ns + feeder.expected_ns(cost_ns, len(parts), now_ns)
         tickets = []
         for offset, size, encoding in parts:
@@ -150,6 +162,8 @@ class Scheduler:
             self._ledger.accept(ticket)
             tickets.append(ticket)
         line.pace.accepted(len(tickets))
+        if line.returns.is_due(client, now_ns):
+            line.returns.keep(client)
         return tickets
 
     def cancel(self, ticket: Ticket, now_ns: int) -> None:

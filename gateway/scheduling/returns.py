@@ -1,0 +1,88 @@
+"""Who was told when to come back, and that there will be room then: what makes a Retry-After true under overload.
+
+Every refusal for want of time gives its client a date. Dates are as far apart as a share of the workers can serve, and
+that share is kept free for whoever comes on or after a date of theirs; to others the queue is full a little earlier.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+S = 1_000_000_000
+
+WAIT_NS_MIN = 1 * S
+"""Retry-After counts in whole seconds."""
+
+GRACE_NS = 5 * S
+"""How long after its date a client is still let in before others."""
+
+SHARE = 0.125
+"""Of the workers, for those who come back."""
+
+DATES_MAX = 4096
+"""Dates that are remembered; who gets none is told to come after all of them."""
+
+CLIENT_DATES_MAX = 16
+"""Of those, one client's."""
+
+
+class Returns:
+    """One model's dates. Every operation forgets the dates that are over."""
+
+    __slots__ = ("_dates", "_last_ns", "_of")
+
+    def __init__(self) -> None:
+        self._dates: deque[tuple[int, Hashable]] = deque()
+        """(date in ns, client), in order."""
+        self._of: dict[Hashable, deque[int]] = {}
+        """Dates of each client that were not kept yet, in order."""
+        self._last_ns = 0
+
+    def invite(self, client: Hashable, count: int, wait_ns: int, rate: float, now_ns: int) -> int:
+        """A date for `count` images of a client, not before `wait_ns` from now; how long it is until then, in ns.
+
+        `rate`: images per ns that the workers can do. A client has CLIENT_DATES_MAX dates at most, then its last one.
+        """
+        self._forget(now_ns)
+        earliest_ns = now_ns + max(WAIT_NS_MIN, wait_ns)
+        mine = self._of.get(client)
+        if mine is not None and len(mine) >= CLIENT_DATES_MAX:
+            return max(mine[-1], earliest_ns) - now_ns
+        date_ns = max(earliest_ns, self._last_ns)
+        if len(self._dates) < DATES_MAX:
+            self._last_ns = date_ns + int(count / (SHARE * rate))
+            self._dates.append((date_ns, client))
+            self._of.setdefault(client, deque()).append(date_ns)
+        return date_ns - now_ns
+
+    def is_due(self, client: Hashable, now_ns: int) -> bool:
+        """Whether a client comes on a date of its own."""
+        mine = self._of.get(client)
+        return mine is not None and mine[0] <= now_ns <= mine[0] + GRACE_NS
+
+    def keep(self, client: Hashable) -> None:
+        """A client came on its date and was let in."""
+        mine = self._of[client]
+        mine.popleft()
+        if not mine:
+            del self._of[client]
+
+    def reserve(self, size: int, until_ns: int, now_ns: int) -> int:
+        """Images of a batch of `size` to keep free for those whose dates come before `until_ns`."""
+        self._forget(now_ns)
+        if not self._dates or self._dates[0][0] > until_ns:
+            return 0
+        return max(1, int(SHARE * size))
+
+    def _forget(self, now_ns: int) -> None:
+        """Drop the dates that are over."""
+        dates = self._dates
+        while dates and dates[0][0] + GRACE_NS < now_ns:
+            date_ns, client = dates.popleft()
+            mine = self._of.get(client)
+            if mine is not None and mine[0] == date_ns:
+                self.keep(client)
