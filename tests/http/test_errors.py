@@ -322,7 +322,10 @@ def test_bodies_over_the_budget_are_503_and_the_budget_comes_back(slow):
 def test_a_connection_over_the_limit_is_told_so_also_when_it_has_sent_its_request(tmp_path):
     write_model(tmp_path)
     with gateway(tmp_path, connections_max=3) as running:
-        held = [running.connect() for _ in range(3)]
+        held = [running.connect()]
+        alone = b"penstock_connections 1.0"
+        wait_until(lambda: alone in held[0].ask("GET", "/metrics").body, "those that asked whether it is up are gone")
+        held += [running.connect() for _ in range(2)]
         for connection in held:
             assert connection.ask("GET", "/livez").status == 200
         with running.connect() as one_more:
