@@ -86,7 +86,7 @@ class Admission:
             raise self._refused(line, priority, now_ns, refusals.full(line))
         if priority == _BATCH:
             self._check_batch(line, budget_ns, count, now_ns)
-        elif len(line.dues) - line.batch_count + count > line.pace.quota:
+        elif (waiting := len(line.dues) - line.batch_count) > 0 and waiting + count > line.pace.quota:
             raise self._refused(line, priority, now_ns, refusals.over_share(line))
 
     def _promise(
@@ -159,7 +159,9 @@ class Admission:
         self._review_ns = now_ns + REVIEW_NS
         for line in self._lines:
             self._look(line)
-        active = [line for line in self._lines if line.profile is not None and line.pace.is_active(now_ns)]
+        active = [
+            line for line in self._lines if line.serving and line.profile is not None and line.pace.is_active(now_ns)
+        ]
         weights = sum(line.weight for line in active)
         demands = {line.index: line.pace.demand_ns(line.profile, now_ns) for line in active if line.profile is not None}
         for line in self._lines:
@@ -167,7 +169,9 @@ class Admission:
             if profile is None:
                 continue
             line.pace.learn(now_ns)
-            profile.refresh(now_ns, line.pace.inflation)
+            for worker in self._workers:
+                if line.index in worker.profiles:
+                    worker.profiles[line.index].refresh(now_ns, line.pace.inflation)
             others = [other for other in active if other is not line]
             share = line.weight / weights if line in active else 1.0
             room_ns = line.worker_count * line.deadline_ns
@@ -176,6 +180,7 @@ class Admission:
                 profile, share=share, taken_ns=int(taken_ns), worker_count=line.worker_count, now_ns=now_ns
             )
             self._resize(line, size, now_ns)
+        self._plan.changed()
 
     def _resize(self, line: Line, size: int, now_ns: int) -> None:
         """Plan with another batch size, unless that breaks a promise: then later."""

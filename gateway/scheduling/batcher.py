@@ -68,7 +68,7 @@ def take(line: Line, profile: Profile, start_ns: int, way: Way) -> tuple[list[Ti
     """Take the tickets of the next batch out of their queues: (tickets, warmed size). `put_back` undoes it."""
     count, urgent = _count(line, profile, way)
     if way.by_due:
-        tickets = [line.queue_of(_first(line)).pop() for _ in range(count)]
+        tickets = [line.queue_of(first(line)).pop() for _ in range(count)]
     else:
         tickets = [line.ready.pop() for _ in range(urgent)]
         tickets += [line.ready_batch.pop() for _ in range(count - urgent)]
@@ -117,7 +117,7 @@ def _count(line: Line, profile: Profile, way: Way) -> tuple[int, int]:
     return count, urgent
 
 
-def _first(line: Line) -> Ticket:
+def first(line: Line) -> Ticket:
     """The ticket that is due first, of either class."""
     urgent, other = line.ready.peek(), line.ready_batch.peek()
     if urgent is None or (other is not None and other.due_ns < urgent.due_ns):

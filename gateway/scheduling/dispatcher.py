@@ -94,7 +94,11 @@ class Dispatcher:
             profile = worker.profiles.get(line.index)
             if profile is None or not line.ready_count:
                 continue
-            while not early and (late := batcher.late_head(line, profile, start_ns)) is not None:
+            while (
+                not early
+                and (late := batcher.late_head(line, profile, start_ns)) is not None
+                and not self._another_could(line, late, now_ns)
+            ):
                 self._on_late(late)
             decision = batcher.decide(line, now_ns)
             if early and (decision is not Seal.FULL or batcher.late_head(line, profile, start_ns) is not None):
@@ -109,6 +113,14 @@ class Dispatcher:
                 choices.append(((not line.ready, head.due_ns), line, decision))
         choices.sort(key=lambda choice: choice[0])
         return choices
+
+    def _another_could(self, line: Line, ticket: Ticket, now_ns: int) -> bool:
+        """Whether some worker could still answer a ticket in time, at its quickest."""
+        return any(
+            max(now_ns, worker.free_at_ns) + worker.profiles[line.index].least_ns <= ticket.deadline_ns
+            for worker in self._workers
+            if worker.ready and line.index in worker.profiles
+        )
 
     def _close(self, worker: WorkerState, line: Line, seal: Seal, start_ns: int, now_ns: int) -> RunBatch | None:
         """Make up a batch in the first way that keeps every promise; None when there is none."""
@@ -153,10 +165,9 @@ class Dispatcher:
         if slack_ns > 0:
             self._wake(now_ns + min(slack_ns, HOLD_NS))
             return None
-        _, line, seal = min(choices, key=lambda choice: choice[0][1])
+        _, line, seal = min(choices, key=lambda choice: batcher.first(choice[1]).due_ns)
         tickets, size = batcher.take(line, worker.profiles[line.index], start_ns, batcher.WAYS[-1])
-        if not tickets:
-            return None
+        assert tickets  # `take` tries the first one, whatever is expected
         return self._send(worker, line, tickets, size, seal, start_ns, now_ns)
 
     def _wait(self, until_ns: int, now_ns: int) -> Seal | None:

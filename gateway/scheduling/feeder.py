@@ -237,7 +237,7 @@ class Feeder:
         if ticket.cost_ns > LARGE_NS:
             decoder.large_count -= 1
         ticket.decode_ns = decode_ns
-        if not ticket.attempts:
+        if ticket.expected_ns:
             slip_ns = min(now_ns - ticket.expected_ns, SLIP_NS_MAX)
             if slip_ns > self.slip_ns(now_ns):
                 self._slip_ns, self._slip_at_ns = slip_ns, now_ns

@@ -124,11 +124,9 @@ class Plan:
                 continue
             if other.dues and other.dues[0] < due_ns:
                 due_ns = other.dues[0]
-            profile = worker.profiles.get(other.index)
-            if profile is None:
+            if other.profile is None or other.index not in worker.profiles:
                 return False
-            size = other.pace.size
-            end_ns += -(-waiting // size) * profile.by_count[size]
+            end_ns += -(-waiting // other.pace.size) * other.batch_ns
         return end_ns <= due_ns
 
     def slack_ns(self, now_ns: int) -> int:
@@ -140,7 +138,7 @@ class Plan:
         free_ns = min(worker.expected_free_ns(now_ns) for worker in self._workers if worker.is_expected)
         for line in self._lines:
             rate = line.pace.rate(now_ns)
-            if line.profile is None or rate * line.deadline_ns < FEW:
+            if not line.serving or line.profile is None or rate * line.deadline_ns < FEW:
                 continue
             count = 1 + int(rate * max(0, free_ns - now_ns))
             margin_ns = line.pace.margin_ns(line.deadline_ns, line.profile.times_ns[line.pace.size])
@@ -161,12 +159,14 @@ class Plan:
         drift_ns = now_ns - starts.at_ns if starts.idle_count else 0
         behind = (place + count - 1) // size + 1
         rate = line.pace.rate(now_ns) if growing else 0.0
-        from_ns = max(now_ns, ready_ns)
+        delay_ns = 0
         worst_ns = -NEVER_NS
         for chunk in range(first, behind):
-            # A newcomers' batch starts when they are decoded, and will have grown until then.
             start_ns = starts.starts_ns[chunk] + (drift_ns if chunk >= starts.idle_count else 0)
-            start_ns = max(start_ns, from_ns)
+            start_ns = max(start_ns, now_ns) + delay_ns
+            if start_ns < ready_ns:
+                # A newcomers' batch waits until they are decoded, and what is behind it waits with it.
+                delay_ns, start_ns = ready_ns - start_ns, ready_ns
             by_count, head = starts.by_counts[chunk], chunk * size
             held = min(size, total - head)
             grown = min(size, held + int(rate * (start_ns - now_ns)))
@@ -174,12 +174,13 @@ class Plan:
             if head < place:
                 late_ns = max(late_ns, start_ns + by_count[held] - dues[head])
             worst_ns = max(worst_ns, late_ns)
+        moved_ns = drift_ns + delay_ns
         if behind < last:
             # Whole batches, whose first images move back by `count` places.
             heads = dues[behind * size - count : last * size - count : size]
-            worst_ns = max(worst_ns, drift_ns + max(map(operator.sub, starts.ends_ns[behind:last], heads)))
+            worst_ns = max(worst_ns, moved_ns + max(map(operator.sub, starts.ends_ns[behind:last], heads)))
         if behind <= last:
-            start_ns = max(now_ns, starts.starts_ns[last] + drift_ns)
+            start_ns = max(now_ns, starts.starts_ns[last] + moved_ns)
             worst_ns = max(worst_ns, start_ns + starts.by_counts[last][total - last * size] - dues[last * size - count])
         return worst_ns
 
@@ -233,7 +234,10 @@ class Plan:
             while heap and model not in profiles[heap[0][1]]:
                 skipped.append(heapq.heappop(heap))
             if not heap:
-                return NEVER_NS
+                if fresh:
+                    return NEVER_NS
+                heap = skipped  # nobody can keep this promise, and it takes nobody's room
+                continue
             start_ns, index = heap[0]
             if fresh and ready_ns > start_ns:
                 start_ns = ready_ns

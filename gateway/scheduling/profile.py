@@ -80,8 +80,11 @@ class Profile:
         seen = [took_ns for _, took_ns in self._windows[smallest.size]]
         self.least_ns = max(1, min([smallest.p50_ns, *seen]))
         self.by_count = [0]
+        slowest_ns = 0
         for size in self.sizes:
-            self.by_count += [self.times_ns[size]] * (size - len(self.by_count) + 1)
+            # A larger batch that was measured quicker than a smaller one was measured badly.
+            slowest_ns = self.times_ns[size] = max(slowest_ns, self.times_ns[size])
+            self.by_count += [slowest_ns] * (size - len(self.by_count) + 1)
 
     @staticmethod
     def _expected(window: deque[tuple[int, int]], warm_ns: int) -> float:

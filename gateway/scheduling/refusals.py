@@ -9,6 +9,7 @@ from gateway import errors
 if TYPE_CHECKING:
     from gateway.scheduling.line import Line
 
+RETRY_S_MAX = 3600
 RETRY_S, BATCH_RETRY_S, DRAIN_RETRY_S = 1, 2, 5
 
 
@@ -63,7 +64,7 @@ def no_time(line: Line, lateness_ns: int) -> errors.Overloaded:
     return errors.Overloaded(
         f"model {line.name} is busy: an answer before the deadline cannot be promised now; try again later, or allow "
         "more time",
-        retry_after_s=max(RETRY_S, -(-lateness_ns // 1_000_000_000)),
+        retry_after_s=min(RETRY_S_MAX, max(RETRY_S, -(-lateness_ns // 1_000_000_000))),
     )
 
 

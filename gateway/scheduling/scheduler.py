@@ -235,6 +235,7 @@ class Scheduler:
                 self._ledger.finish(ticket, refusals.undecodable(), returned=True)
             else:
                 ticket.stage = _WAITING
+                ticket.expected_ns = 0  # nobody knows, and what a death costs is no slip
                 self.feeder.enqueue(ticket)
 
     # -- workers -------------------------------------------------------------------------------------------------
