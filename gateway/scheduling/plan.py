@@ -25,6 +25,9 @@ STALE_NS = 500_000
 
 NEVER_NS = 1 << 62
 
+FEW_BATCHES = 4
+"""With more batches than this waiting, one worker alone is not going to have room for them."""
+
 FEW = 0.5
 """Where fewer real-time images come within a deadline, no room is kept free for them."""
 
@@ -70,7 +73,7 @@ class _Starts:
     def is_stale(self, count: int, now_ns: int) -> bool:
         """Whether time has moved the first `count` batches: an idle worker starts later, a busy one is overdue."""
         if self.idle_count:
-            return count > self.idle_count and now_ns - self.at_ns > STALE_NS
+            return count > self.idle_count
         return bool(self.starts_ns) and now_ns > self.starts_ns[0] + STALE_NS
 
     def __bool__(self) -> bool:
@@ -100,7 +103,7 @@ class Plan:
         0 or less: none. They will be decoded at `ready_ns`. NEVER_NS: no worker could run them. `growing`: their batch
         is expected to grow until it starts; under overload that keeps out those who would keep it small.
         """
-        if self._has_room(line, due_ns, count, max(ready_ns, now_ns)):
+        if len(line.dues) < FEW_BATCHES * line.pace.size and self._has_room(line, due_ns, count, max(ready_ns, now_ns)):
             return 0
         if all(other is line or not other.dues for other in self._lines):
             return self._alone_ns(line, due_ns, count, ready_ns, now_ns, growing=growing)
@@ -190,7 +193,7 @@ class Plan:
             starts is None
             or starts.version != self.version
             or starts.size != line.pace.size
-            or starts.is_stale(count, now_ns)
+            or (now_ns - starts.at_ns > STALE_NS and starts.is_stale(count, now_ns))
         ):
             able = (worker for worker in self._workers if worker.is_expected)
             starts = self._starts[line.index] = _Starts(line, able, self.version, now_ns)

@@ -61,6 +61,8 @@ class Returns:
 
     def is_due(self, client: Hashable, now_ns: int) -> bool:
         """Whether a client comes on a date of its own."""
+        if not self._of:
+            return False
         mine = self._of.get(client)
         return mine is not None and mine[0] <= now_ns <= mine[0] + GRACE_NS
 
@@ -73,6 +75,8 @@ class Returns:
 
     def reserve(self, size: int, until_ns: int, now_ns: int) -> int:
         """Images of a batch of `size` to keep free for those whose dates come before `until_ns`."""
+        if not self._dates:
+            return 0
         self._forget(now_ns)
         if not self._dates or self._dates[0][0] > until_ns:
             return 0
