@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
 from base64 import b64encode
 
+import numpy as np
 import pytest
 
 from gateway.clients import digest_of, new_key
+from gateway.loadtest import openloop, schedules
 from tests.support.gateways import (
     assert_problem,
     digest,
@@ -276,3 +279,27 @@ def test_without_trust_a_header_is_nothing(root):
         assert statuses == [200, 200, 429]
         assert running.predict(png(1), Forwarded="for=192.0.2.9", **IMAGE).status == 429
         assert running.metric("penstock_clients") == 1
+
+
+RATE, BURST = 60.0, 15
+
+
+@pytest.mark.slow
+def test_a_rate_is_exact_over_any_window(tmp_path):
+    write_model(tmp_path)
+    with gateway(tmp_path, client_rate=RATE, client_burst=BURST) as running:
+        request = openloop.post("127.0.0.1", running.port, "/predictions/m", png(1), "image/png")
+        due = schedules.poisson(4 * RATE, 3.0, seed=1)
+        shots = asyncio.run(openloop.fire("127.0.0.1", running.port, [request], due, connections_max=64))
+
+    assert set(shots.counts()) == {200, 429}
+    sent, answered = (times[shots.status == 200] for times in (shots.sent, shots.answered))
+    # An image was charged between its sending and its answer, so a window of the server's lies within these.
+    order = np.argsort(sent)
+    begins, ends = sent[order], np.sort(answered)
+    for first, begin in enumerate(begins):
+        for last in range(first, len(ends)):
+            assert last - first + 1 <= RATE * (ends[last] - begin) + BURST + 1e-6, "more than the limit allows"
+    refused = shots.status == 429
+    longest_s = np.max(shots.answered[refused]) - np.min(shots.sent[refused])
+    assert np.count_nonzero(shots.status == 200) >= RATE * longest_s + BURST - 1, "fewer than the limit allows"
