@@ -102,7 +102,7 @@ class Status:
             "size_planned": now.size_planned,
             "margin_ms": round(now.margin_ns / 1e6, 3),
             "inflation": round(now.inflation, 3),
-            "overrun": now.overrun,
+            "overrun_ms": round(now.overrun_ns / 1e6, 3),
             "queue_quota": now.quota,
         }
 

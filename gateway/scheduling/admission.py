@@ -66,7 +66,7 @@ class Admission:
         if now_ns >= self._review_ns:
             self.review(now_ns)
         budget_ns = deadline_ns - now_ns
-        margin_ns = line.pace.margin_ns(budget_ns, profile.times_ns[line.pace.size])
+        margin_ns = line.pace.margin_ns(budget_ns)
         needed_ns = cost_ns // count + profile.by_count[1] + margin_ns
         self._check_bounds(line, count, budget_ns, needed_ns, priority, now_ns)
         return self._promise(line, deadline_ns - margin_ns, deadline_ns, count, priority, cost_ns, now_ns, client)

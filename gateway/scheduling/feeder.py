@@ -56,7 +56,9 @@ _SMOOTHING = 0.02
 CAUTION = 1.5
 """Photos of one size take up to so many times the estimate."""
 
-SLIP_NS_MAX = 100_000_000
+SLIP_STEP_NS, SLIP_ODDS, SLIP_NS_MAX = 2_000_000, 200, 100_000_000
+"""How decoding that takes longer than expected is learnt: the step, and how many images may be later than that."""
+
 SLIP_MEMORY_NS = 1_000_000_000
 """A slip fades to nothing in this time: if it kept everybody out, no image would ever show that it is over."""
 
@@ -115,7 +117,7 @@ class Feeder:
         return BASE_COST_NS + int(size * self._rate)
 
     def slip_ns(self, now_ns: int) -> int:
-        """How much later than expected images were decoded, lately at worst."""
+        """By how much images were decoded later than expected, lately; all but one in SLIP_ODDS."""
         left_ns = self._slip_at_ns + SLIP_MEMORY_NS - now_ns
         return self._slip_ns * left_ns // SLIP_MEMORY_NS if left_ns > 0 else 0
 
@@ -238,9 +240,10 @@ class Feeder:
             decoder.large_count -= 1
         ticket.decode_ns = decode_ns
         if ticket.expected_ns:
-            slip_ns = min(now_ns - ticket.expected_ns, SLIP_NS_MAX)
-            if slip_ns > self.slip_ns(now_ns):
-                self._slip_ns, self._slip_at_ns = slip_ns, now_ns
+            # A quantile, by steps: one up for each that was later, SLIP_ODDS down for as many that were not.
+            slip_ns = self.slip_ns(now_ns)
+            step_ns = SLIP_STEP_NS if now_ns - ticket.expected_ns > slip_ns else -SLIP_STEP_NS // SLIP_ODDS
+            self._slip_ns, self._slip_at_ns = min(max(0, slip_ns + step_ns), SLIP_NS_MAX), now_ns
         return ticket
 
     def learn(self, ticket: Ticket) -> None:

@@ -25,8 +25,8 @@ class Batching(NamedTuple):
     """Kept back of the model's own deadline."""
     inflation: float
     """Batches are expected to take this many times what was measured."""
-    overrun: float
-    """By which share of its expected time a batch may be late, all but very few."""
+    overrun_ns: int
+    """By how much batches take longer than expected, all but very few."""
     quota: int | None
     """Images of the real-time class that may wait while other models are busy; None: the model is alone."""
 
@@ -101,9 +101,9 @@ class Line:
         pace = self.pace
         if self.profile is None:
             return None
-        margin_ns = pace.margin_ns(self.deadline_ns, self.batch_ns)
+        margin_ns = pace.margin_ns(self.deadline_ns)
         quota = pace.quota if pace.quota < NO_QUOTA else None
-        return Batching(pace.best_size, pace.size, margin_ns, pace.inflation, pace.tail, quota)
+        return Batching(pace.best_size, pace.size, margin_ns, pace.inflation, pace.tail_ns, quota)
 
     @property
     def batch_ns(self) -> int:

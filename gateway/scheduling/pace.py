@@ -33,13 +33,15 @@ INFLATION_MIN, INFLATION_MAX = 1.02, 1.5
 INFLATION_UP, INFLATION_DOWN = 0.02, 0.001
 INFLATION_PERIOD_NS = 1 * S
 
-TAIL_SHARE = 0.0005
+TAIL_SHARE = 0.001
 """Of batches that may end later than the margin covers."""
 
-TAIL_PRIOR, TAIL_SETTLED = 0.5, 200
-"""Kept back for overruns of a device that is not steady, until so many batches have shown what it really does."""
+TAIL_PRIOR, TAIL_SETTLED = 0.2, 200
+"""Of the deadline: kept back for overruns of a device that is not steady, until so many batches have shown them."""
 
-TAIL_STEP, TAIL_STEPS = 1 / 32, 64
+TAIL_STEPS = 64
+"""Overruns are counted in steps of a TAIL_STEPS-th of the deadline, up to half of it."""
+
 TAIL_PERIOD_NS = 10 * S
 """Overruns are remembered for one to two of these."""
 
@@ -65,21 +67,22 @@ class Pace:
         "_rate",
         "_rate_memory_ns",
         "_refused_ns",
-        "_tail_ns",
+        "_step_ns",
         "_tails",
+        "_tails_from_ns",
         "best_size",
         "deadline_ns",
         "inflation",
         "quota",
         "size",
-        "tail",
+        "tail_ns",
     )
 
     def __init__(self, deadline_ns: int) -> None:
         self.deadline_ns = deadline_ns
         self.inflation = INFLATION_MIN
-        self.tail = 0.0
-        """By which share of its expected time a batch may be late, all but TAIL_SHARE of them."""
+        self.tail_ns = 0
+        """By how much batches take longer than expected, all but TAIL_SHARE of them."""
         self.best_size = 1
         """B*: an image that just missed a batch still makes the next one. 1 until there is a profile."""
         self.size = 1
@@ -93,8 +96,9 @@ class Pace:
         self._accepted = self._late = 0
         self._checked_ns = 0
         self._margin_share = MARGIN_SHARE
-        self._tails = [[0] * (TAIL_STEPS + 1), [0] * (TAIL_STEPS + 1)]
-        self._tail_ns = 0
+        self._step_ns = max(1, deadline_ns // TAIL_STEPS)
+        self._tails = [[0] * (TAIL_STEPS // 2 + 1), [0] * (TAIL_STEPS // 2 + 1)]
+        self._tails_from_ns = 0
 
     # -- what happens --------------------------------------------------------------------------------------------
 
@@ -119,8 +123,8 @@ class Pace:
 
     def ran(self, expected_ns: int, took_ns: int) -> None:
         """A batch that was expected to take `expected_ns` took `took_ns`."""
-        step = int((took_ns / expected_ns - 1) / TAIL_STEP) + 1 if took_ns > expected_ns else 0
-        self._tails[0][min(step, TAIL_STEPS)] += 1
+        step = -(-max(0, took_ns - expected_ns) // self._step_ns)
+        self._tails[0][min(step, TAIL_STEPS // 2)] += 1
 
     # -- what follows --------------------------------------------------------------------------------------------
 
@@ -136,11 +140,11 @@ class Pace:
         """Whether real-time work was refused lately."""
         return now_ns - self._refused_ns < ACTIVE_NS
 
-    def margin_ns(self, budget_ns: int, batch_ns: int) -> int:
-        """How much of a budget is kept back for what nobody expects, with batches of `batch_ns`."""
+    def margin_ns(self, budget_ns: int) -> int:
+        """How much of a budget is kept back for what nobody expects."""
         margin_ns = self._margin_share * budget_ns
-        if self.tail * batch_ns > margin_ns:
-            margin_ns = min(self.tail * batch_ns, MARGIN_SHARE_MAX * budget_ns)
+        if self.tail_ns > margin_ns:
+            margin_ns = min(self.tail_ns, MARGIN_SHARE_MAX * budget_ns)
         return int(margin_ns) if margin_ns > MARGIN_NS_MIN else MARGIN_NS_MIN
 
     def learn(self, now_ns: int) -> None:
@@ -151,21 +155,21 @@ class Pace:
             step = INFLATION_UP if late else -INFLATION_DOWN
             self.inflation = min(INFLATION_MAX, max(INFLATION_MIN, self.inflation + step))
             self._accepted = self._late = 0
-        if now_ns - self._tail_ns >= TAIL_PERIOD_NS:
-            self._tail_ns = now_ns
-            self._tails = [[0] * (TAIL_STEPS + 1), self._tails[0]]
-        self.tail = self._tail()
+        if now_ns - self._tails_from_ns >= TAIL_PERIOD_NS:
+            self._tails_from_ns = now_ns
+            self._tails = [[0] * (TAIL_STEPS // 2 + 1), self._tails[0]]
+        self.tail_ns = self._tail()
 
-    def _tail(self) -> float:
+    def _tail(self) -> int:
         counts = [new + old for new, old in zip(*self._tails, strict=True)]
         if self._margin_share and sum(counts) < TAIL_SETTLED:
-            return TAIL_PRIOR
+            return int(TAIL_PRIOR * self.deadline_ns)
         allowed = int(TAIL_SHARE * sum(counts))
-        for step in range(TAIL_STEPS, 0, -1):
+        for step in range(len(counts) - 1, 0, -1):
             allowed -= counts[step]
             if allowed < 0:
-                return step * TAIL_STEP
-        return 0.0
+                return step * self._step_ns
+        return 0
 
     def demand_ns(self, profile: Profile, now_ns: int) -> int:
         """Worker time for what half a deadline brings, as one batch where that is possible."""
@@ -182,10 +186,10 @@ class Pace:
         deadline_ns = self.deadline_ns
         rate = self.rate(now_ns)
         self._margin_share = MARGIN_SHARE if profile.spread > STEADY_SPREAD else 0.0
+        margin_ns = self.margin_ns(deadline_ns)
 
         def room_ns(time_ns: int) -> int:
             """Worker time before an image's deadline, behind a batch that was just started."""
-            margin_ns = max(self.margin_ns(deadline_ns, time_ns), int(self.tail * time_ns))
             return worker_count * (deadline_ns - margin_ns - time_ns)
 
         def fits(_: int, time_ns: int) -> bool:

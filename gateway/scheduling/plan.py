@@ -144,7 +144,7 @@ class Plan:
             if not line.serving or line.profile is None or rate * line.deadline_ns < FEW:
                 continue
             count = 1 + int(rate * max(0, free_ns - now_ns))
-            margin_ns = line.pace.margin_ns(line.deadline_ns, line.profile.times_ns[line.pace.size])
+            margin_ns = line.pace.margin_ns(line.deadline_ns)
             due_ns = now_ns + line.deadline_ns - margin_ns
             if self.lateness_ns(line, due_ns, count, now_ns, now_ns) > 0:
                 return True
