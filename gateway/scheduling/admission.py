@@ -106,8 +106,9 @@ class Admission:
             return due_ns  # precheck has just looked, and nothing has changed since
         ready_ns = now_ns + self._feeder.expected_ns(cost_ns, count, now_ns)
         if client is None or not line.returns.is_due(client, now_ns):
-            kept_free = line.returns.reserve(line.pace.size, deadline_ns, now_ns)
-            lateness_ns = self._plan.lateness_ns(line, due_ns, count + kept_free, ready_ns, now_ns)
+            lateness_ns = self._plan.lateness_ns(line, due_ns, count, ready_ns, now_ns)
+            if lateness_ns <= 0 and self._is_kept_free(line, count, deadline_ns, now_ns):
+                lateness_ns = line.batch_ns
         else:
             lateness_ns = self._plan.lateness_ns(line, due_ns, count, ready_ns, now_ns, growing=False)
         if lateness_ns > 0:
@@ -117,6 +118,14 @@ class Admission:
             raise self._refused(line, priority, now_ns, refusals.no_time(line, lateness_ns))
         self._passed, self._passed_cost_ns = state, cost_ns
         return due_ns
+
+    @staticmethod
+    def _is_kept_free(line: Line, count: int, deadline_ns: int, now_ns: int) -> bool:
+        """Whether these would take the last places of a batch, which are for those who were told to come back."""
+        assert line.profile is not None
+        size = line.pace.size
+        reserve = line.returns.reserve(size, deadline_ns, now_ns)
+        return bool(reserve) and (len(line.dues) + count - 1) % size + 1 > line.profile.size_below(size - reserve)
 
     def _serving(self, line: Line) -> Profile:
         """What to expect of the line's batches. Raises Draining, ModelNotReady."""

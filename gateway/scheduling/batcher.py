@@ -66,7 +66,7 @@ WAYS = (
 
 def take(line: Line, profile: Profile, start_ns: int, way: Way) -> tuple[list[Ticket], int]:
     """Take the tickets of the next batch out of their queues: (tickets, warmed size). `put_back` undoes it."""
-    count, urgent = _count(line, profile, way)
+    count, urgent = _count(line, profile, start_ns, way)
     if way.by_due:
         tickets = [line.queue_of(first(line)).pop() for _ in range(count)]
     else:
@@ -102,7 +102,7 @@ def put_back(line: Line, tickets: list[Ticket]) -> None:
         line.queue_of(ticket).push(ticket.due_ns, ticket)
 
 
-def _count(line: Line, profile: Profile, way: Way) -> tuple[int, int]:
+def _count(line: Line, profile: Profile, start_ns: int, way: Way) -> tuple[int, int]:
     """How many to take, and how many of them from the real-time class (meaningless by due time)."""
     if way.by_due:
         return min(line.ready_count, line.pace.size), 0
@@ -113,7 +113,10 @@ def _count(line: Line, profile: Profile, way: Way) -> tuple[int, int]:
     if not count or (below >= max(1, urgent) and (urgent or way.split)):
         return below, urgent  # Only the batch class waits, and that has time.
     if way.split and below and not profile.padding_pays(count):
-        return below, min(urgent, below)
+        # Whoever is left behind must not be what keeps the next batch small.
+        next_end_ns = start_ns + profile.times_ns[below] + profile.times_ns[line.pace.best_size]
+        if not urgent or line.dues[below] >= next_end_ns:
+            return below, min(urgent, below)
     return count, urgent
 
 

@@ -20,73 +20,66 @@ WAIT_NS_MIN = 1 * S
 GRACE_NS = 5 * S
 """How long after its date a client is still let in before others."""
 
-SHARE = 0.125
+SHARE = 1 / 16
 """Of the workers, for those who come back."""
 
 DATES_MAX = 4096
 """Dates that are remembered; who gets none is told to come after all of them."""
 
-CLIENT_DATES_MAX = 16
-"""Of those, one client's."""
-
 
 class Returns:
-    """One model's dates. Every operation forgets the dates that are over."""
+    """One model's dates. A client has one at a time."""
 
     __slots__ = ("_dates", "_last_ns", "_of")
 
     def __init__(self) -> None:
         self._dates: deque[tuple[int, Hashable]] = deque()
-        """(date in ns, client), in order."""
-        self._of: dict[Hashable, deque[int]] = {}
-        """Dates of each client that were not kept yet, in order."""
+        """(date in ns, client), in order; also those that were kept, until they are over."""
+        self._of: dict[Hashable, int] = {}
+        """The date of each client that has not come yet."""
         self._last_ns = 0
 
     def invite(self, client: Hashable, count: int, wait_ns: int, rate: float, now_ns: int) -> int:
         """A date for `count` images of a client, not before `wait_ns` from now; how long it is until then, in ns.
 
-        `rate`: images per ns that the workers can do. A client has CLIENT_DATES_MAX dates at most, then its last one.
+        `rate`: images per ns that the workers can do. A client that has a date is told that one again.
         """
         self._forget(now_ns)
-        earliest_ns = now_ns + max(WAIT_NS_MIN, wait_ns)
-        mine = self._of.get(client)
-        if mine is not None and len(mine) >= CLIENT_DATES_MAX:
-            return max(mine[-1], earliest_ns) - now_ns
-        date_ns = max(earliest_ns, self._last_ns)
+        mine_ns = self._of.get(client, 0)
+        if mine_ns > now_ns:
+            return mine_ns - now_ns
+        date_ns = max(now_ns + max(WAIT_NS_MIN, wait_ns), self._last_ns)
         if len(self._dates) < DATES_MAX:
             self._last_ns = date_ns + int(count / (SHARE * rate))
             self._dates.append((date_ns, client))
-            self._of.setdefault(client, deque()).append(date_ns)
+            self._of[client] = date_ns
         return date_ns - now_ns
 
     def is_due(self, client: Hashable, now_ns: int) -> bool:
-        """Whether a client comes on a date of its own."""
+        """Whether a client comes on its date."""
         if not self._of:
             return False
-        mine = self._of.get(client)
-        return mine is not None and mine[0] <= now_ns <= mine[0] + GRACE_NS
+        mine_ns = self._of.get(client)
+        return mine_ns is not None and mine_ns <= now_ns <= mine_ns + GRACE_NS
 
     def keep(self, client: Hashable) -> None:
         """A client came on its date and was let in."""
-        mine = self._of[client]
-        mine.popleft()
-        if not mine:
-            del self._of[client]
+        del self._of[client]
 
     def reserve(self, size: int, until_ns: int, now_ns: int) -> int:
-        """Images of a batch of `size` to keep free for those whose dates come before `until_ns`."""
-        if not self._dates:
+        """Images of a batch of `size` to keep free for those who may come on their dates before `until_ns`."""
+        if not self._of:
             return 0
         self._forget(now_ns)
-        if not self._dates or self._dates[0][0] > until_ns:
-            return 0
-        return max(1, int(SHARE * size))
+        dates = self._dates
+        while dates and self._of.get(dates[0][1]) != dates[0][0]:
+            dates.popleft()  # was kept
+        return max(1, int(SHARE * size)) if dates and dates[0][0] <= until_ns else 0
 
     def _forget(self, now_ns: int) -> None:
         """Drop the dates that are over."""
         dates = self._dates
         while dates and dates[0][0] + GRACE_NS < now_ns:
             date_ns, client = dates.popleft()
-            mine = self._of.get(client)
-            if mine is not None and mine[0] == date_ns:
-                self.keep(client)
+            if self._of.get(client) == date_ns:
+                del self._of[client]
