@@ -133,7 +133,7 @@ def core_step(seconds: float) -> dict[str, float]:
         nonlocal now
         for _ in range(8):
             body = core.allocate_body(13_000)
-            core.precheck(line, now + 10**10, now)
+            core.precheck(line, now + 10**10, now, size=13_000)
             core.submit(line, body, [(0, 13_000, 0)], priority=0, deadline_ns=now + 10**10, top_k=5, now_ns=now)
             body.release()
         pending = core.advance(now)

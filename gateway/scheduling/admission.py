@@ -6,7 +6,7 @@ reserved in between: a slow upload would be a cheap way to lock others out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.scheduling import refusals
 from gateway.scheduling.ticket import Priority
@@ -30,10 +30,26 @@ BATCH_BACKLOG_SHARE = 0.25
 _BATCH = Priority.BATCH
 
 
+PASSED_NS = 1_000_000
+"""How long a request that was checked at its headers is as good as checked, if nothing changes."""
+
+
+class Promise(NamedTuple):
+    """What an accepted image is promised, and what it was seen beside."""
+
+    due_ns: int
+    """When it is to be done: its deadline, less a margin."""
+    ready_ns: int
+    """When it is expected to be decoded."""
+    state: tuple[int, ...]
+    cost_ns: int
+    until_ns: int
+
+
 class Admission:
     """The decision, and the review that keeps its figures current."""
 
-    __slots__ = ("_feeder", "_lines", "_passed", "_passed_cost_ns", "_plan", "_review_ns", "_workers", "draining")
+    __slots__ = ("_feeder", "_lines", "_passed", "_plan", "_review_ns", "_workers", "draining")
 
     def __init__(self, lines: Sequence[Line], workers: Sequence[WorkerState], feeder: Feeder, plan: Plan) -> None:
         self._lines = lines
@@ -41,8 +57,7 @@ class Admission:
         self._feeder = feeder
         self._plan = plan
         self._review_ns = 0
-        self._passed = (-1, 0, 0, 0)
-        self._passed_cost_ns = 0
+        self._passed = Promise(0, 0, (), 0, 0)
         self.draining = False
 
     def check(
@@ -55,13 +70,21 @@ class Admission:
         now_ns: int,
         *,
         client: Hashable = None,
-    ) -> int:
-        """When `count` images are to be done, margin kept back, if they are accepted: an absolute time in ns.
+    ) -> Promise:
+        """What `count` images are promised, if they are accepted.
 
         `cost_ns`: how long decoding all of them is expected to take one decoder. `client`: whose they are; a refusal
         for want of time gives it a date.
         Raises: Draining, ModelNotReady, DeadlineExceeded, Overloaded, PayloadTooLarge.
         """
+        passed = self._passed
+        if (
+            count == 1
+            and passed.cost_ns >= cost_ns
+            and passed.until_ns >= now_ns
+            and passed.state == (line.index, deadline_ns, priority, len(line.dues), self._plan.version, self.draining)
+        ):
+            return passed  # precheck has just looked, and nothing has changed since
         profile = self._serving(line)
         if now_ns >= self._review_ns:
             self.review(now_ns)
@@ -69,7 +92,17 @@ class Admission:
         margin_ns = line.pace.margin_ns(budget_ns)
         needed_ns = cost_ns // count + profile.by_count[1] + margin_ns
         self._check_bounds(line, count, budget_ns, needed_ns, priority, now_ns)
-        return self._promise(line, deadline_ns - margin_ns, deadline_ns, count, priority, cost_ns, now_ns, client)
+        due_ns = deadline_ns - margin_ns
+        ready_ns = now_ns + self._feeder.expected_ns(cost_ns, count, now_ns)
+        lateness_ns = self._lateness_ns(line, due_ns, count, ready_ns, now_ns, client)
+        if lateness_ns > 0:
+            if priority != _BATCH and client is not None:
+                rate = line.worker_count / line.batch_ns * line.pace.size
+                lateness_ns = line.returns.invite(client, count, lateness_ns, rate, now_ns)
+            raise self._refused(line, priority, now_ns, refusals.no_time(line, lateness_ns))
+        state = line.index, deadline_ns, priority, len(line.dues), self._plan.version, self.draining
+        self._passed = Promise(due_ns, ready_ns, state, cost_ns, now_ns + PASSED_NS)
+        return self._passed
 
     def _check_bounds(self, line: Line, count: int, budget_ns: int, needed_ns: int, priority: int, now_ns: int) -> None:
         """What can be told without the plan: `needed_ns` is what an idle server would need for one image.
@@ -89,43 +122,22 @@ class Admission:
         elif (waiting := len(line.dues) - line.batch_count) > 0 and waiting + count > line.pace.quota:
             raise self._refused(line, priority, now_ns, refusals.over_share(line))
 
-    def _promise(
-        self,
-        line: Line,
-        due_ns: int,
-        deadline_ns: int,
-        count: int,
-        priority: int,
-        cost_ns: int,
-        now_ns: int,
-        client: Hashable,
-    ) -> int:
-        """`due_ns`, if the plan has room for `count` images until then. Raises Overloaded."""
-        state = line.index, deadline_ns, len(line.dues), self._plan.version
-        if count == 1 and state == self._passed and cost_ns <= self._passed_cost_ns:
-            return due_ns  # precheck has just looked, and nothing has changed since
-        ready_ns = now_ns + self._feeder.expected_ns(cost_ns, count, now_ns)
-        if client is None or not line.returns.is_due(client, now_ns):
-            lateness_ns = self._plan.lateness_ns(line, due_ns, count, ready_ns, now_ns)
-            if lateness_ns <= 0 and self._is_kept_free(line, count, deadline_ns, now_ns):
-                lateness_ns = line.batch_ns
-        else:
-            lateness_ns = self._plan.lateness_ns(line, due_ns, count, ready_ns, now_ns, growing=False)
-        if lateness_ns > 0:
-            if priority != _BATCH and client is not None:
-                rate = line.worker_count / line.batch_ns * line.pace.size
-                lateness_ns = line.returns.invite(client, count, lateness_ns, rate, now_ns)
-            raise self._refused(line, priority, now_ns, refusals.no_time(line, lateness_ns))
-        self._passed, self._passed_cost_ns = state, cost_ns
-        return due_ns
-
-    @staticmethod
-    def _is_kept_free(line: Line, count: int, deadline_ns: int, now_ns: int) -> bool:
-        """Whether these would take the last places of a batch, which are for those who were told to come back."""
-        assert line.profile is not None
+    def _lateness_ns(self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int, client: Hashable) -> int:
+        """As `Plan.lateness_ns`; places that are kept for those who were told to come back are for them only."""
+        plan = self._plan
+        if client is not None and line.returns.is_due(client, now_ns):
+            return plan.lateness_ns(line, due_ns, count, ready_ns, now_ns, growing=False)
+        lateness_ns = plan.lateness_ns(line, due_ns, count, ready_ns, now_ns)
         size = line.pace.size
-        reserve = line.returns.reserve(size, deadline_ns, now_ns)
-        return bool(reserve) and (len(line.dues) + count - 1) % size + 1 > line.profile.size_below(size - reserve)
+        reserve = line.returns.reserve(size, due_ns, now_ns)
+        if lateness_ns > 0 or not reserve:
+            return lateness_ns
+        assert line.profile is not None
+        most = line.profile.size_below(size - reserve)
+        if not most:
+            return plan.lateness_ns(line, due_ns, count + reserve, ready_ns, now_ns)
+        # Batches of a warmed size, less than whole: anything between would be split, or padded.
+        return line.batch_ns if (len(line.dues) + count - 1) % size >= most else lateness_ns
 
     def _serving(self, line: Line) -> Profile:
         """What to expect of the line's batches. Raises Draining, ModelNotReady."""

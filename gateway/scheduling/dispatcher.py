@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from gateway.scheduling.plan import Plan
     from gateway.scheduling.ticket import Ticket
 
+    Choice = tuple[tuple[bool, int], Line, Seal]
+    """A batch that may be closed: its place in the order of urgency, its line, and the reason."""
+
 # Python 3.11 looks an enum's member up in 77 ns, a module's name in 7; a ticket takes forty of them.
 _RUNNING = Stage.RUNNING
 _SLOT_RUNNING = SlotState.RUNNING
@@ -82,14 +85,12 @@ class Dispatcher:
                 return run
         return self._run_anyway(worker, choices, start_ns, now_ns) if choices and not early else None
 
-    def _choices(
-        self, worker: WorkerState, start_ns: int, *, early: bool, now_ns: int
-    ) -> list[tuple[tuple[bool, int], Line, Seal]]:
-        """The lines of which a batch may be closed now, the most urgent first: (order, line, reason).
+    def _choices(self, worker: WorkerState, start_ns: int, *, early: bool, now_ns: int) -> list[Choice]:
+        """The lines of which a batch may be closed now, the most urgent first.
 
         `early`: the worker is still busy, and only a full batch may wait in its own queue.
         """
-        choices: list[tuple[tuple[bool, int], Line, Seal]] = []
+        choices: list[Choice] = []
         for line in self._lines:
             profile = worker.profiles.get(line.index)
             if profile is None or not line.ready_count:
@@ -157,9 +158,7 @@ class Dispatcher:
             return False
         return [ticket.due_ns for ticket in tickets] == line.dues[:count]
 
-    def _run_anyway(
-        self, worker: WorkerState, choices: list[tuple[tuple[bool, int], Line, Seal]], start_ns: int, now_ns: int
-    ) -> RunBatch | None:
+    def _run_anyway(self, worker: WorkerState, choices: list[Choice], start_ns: int, now_ns: int) -> RunBatch | None:
         """No batch keeps every promise: hold it back while that may help, else run what is due first."""
         slack_ns = self._plan.slack_ns(now_ns)
         if slack_ns > 0:

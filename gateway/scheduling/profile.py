@@ -22,6 +22,12 @@ WINDOW_COUNT = 32
 SETTLED_COUNT = 8
 """From this many batches on the window says what a size costs; before, never less than what was measured at load."""
 
+FRESH_COUNT = 4
+"""Batches of a size after which it is looked at again."""
+
+LOOK_NS = 1_000_000_000
+"""How often all sizes are."""
+
 EXPECTED_PERCENT = 90
 """The window's percentile that is expected. The largest of 32 would follow one slow batch in 200 up and down."""
 
@@ -42,7 +48,19 @@ class Profile:
     took at best.
     """
 
-    __slots__ = ("_fresh_count", "_windows", "by_count", "inflation", "least_ns", "points", "sizes", "times_ns")
+    __slots__ = (
+        "_expected_ns",
+        "_fresh_count",
+        "_looked_ns",
+        "_windows",
+        "by_count",
+        "inflation",
+        "least_ns",
+        "points",
+        "sizes",
+        "spread",
+        "times_ns",
+    )
 
     def __init__(self, points: Sequence[ProfilePoint]) -> None:
         assert points
@@ -53,47 +71,61 @@ class Profile:
         self.times_ns: dict[int, int] = {}
         self.by_count: list[int] = []
         self.least_ns = 0
-        self._fresh_count = 0
-        self.refresh(0)
+        self.spread = statistics.median(point.p99_ns / max(1, point.p50_ns) - 1 for point in self.points)
+        """By which share the slowest run of a size took longer than the median, at load; of all sizes the median."""
+        self._fresh_count = dict.fromkeys(self.sizes, 0)
+        self._expected_ns: dict[int, float] = {}
+        self._looked_ns = 0
+        self._look(0)
 
     def observe(self, size: int, took_ns: int, now_ns: int) -> None:
         """A batch of `size` took `took_ns` from its start to its answer."""
         window = self._windows[size]
         window.append((now_ns, took_ns))
-        self._fresh_count += 1
-        if self._fresh_count >= SETTLED_COUNT or took_ns > self.times_ns[size]:
-            self.refresh(now_ns)
+        self._fresh_count[size] += 1
+        # Sorting costs more than a small batch does; so not after each.
+        if self._fresh_count[size] >= FRESH_COUNT:
+            self._fresh_count[size] = 0
+            self._expected_ns[size] = self._measured(self.points[self.sizes.index(size)])
+            self._settle()
 
-    def refresh(self, now_ns: int, inflation: float | None = None) -> None:
-        """Work out what to expect from what was measured lately. `inflation`: times as long as that."""
-        self._fresh_count = 0
-        if inflation is not None:
+    def refresh(self, now_ns: int, inflation: float) -> None:
+        """Time went by: forget what is old. `inflation`: expect things to take so many times what was measured."""
+        if now_ns - self._looked_ns >= LOOK_NS:
             self.inflation = inflation
+            self._look(now_ns)
+        elif inflation != self.inflation:
+            self.inflation = inflation
+            self._settle()
+
+    def _look(self, now_ns: int) -> None:
+        self._looked_ns = now_ns
         for window in self._windows.values():
             while window and window[0][0] < now_ns - MEMORY_NS:
                 window.popleft()
-        self.times_ns = {
-            point.size: max(1, int(self.inflation * self._expected(self._windows[point.size], point.p99_ns)))
-            for point in self.points
-        }
+        self._expected_ns = {point.size: self._measured(point) for point in self.points}
         smallest = self.points[0]
         seen = [took_ns for _, took_ns in self._windows[smallest.size]]
         self.least_ns = max(1, min([smallest.p50_ns, *seen]))
-        self.by_count = [0]
-        slowest_ns = 0
+        self._settle()
+
+    def _settle(self) -> None:
+        """Work out what to expect of each size, and of each number of images."""
+        by_count, slowest_ns = [0], 1
         for size in self.sizes:
             # A larger batch that was measured quicker than a smaller one was measured badly.
-            slowest_ns = self.times_ns[size] = max(slowest_ns, self.times_ns[size])
-            self.by_count += [slowest_ns] * (size - len(self.by_count) + 1)
+            slowest_ns = self.times_ns[size] = max(slowest_ns, int(self.inflation * self._expected_ns[size]))
+            by_count += [slowest_ns] * (size - len(by_count) + 1)
+        self.by_count = by_count
 
-    @staticmethod
-    def _expected(window: deque[tuple[int, int]], warm_ns: int) -> float:
-        if len(window) < SETTLED_COUNT:
+    def _measured(self, point: ProfilePoint) -> float:
+        """What a size took lately, or at load, in ns."""
+        ranked = sorted(took_ns for _, took_ns in self._windows[point.size])
+        if len(ranked) < SETTLED_COUNT:
             # The slowest of a few may be an accident; the second slowest is not.
-            return max([warm_ns, *sorted(took_ns for _, took_ns in window)[:-1]])
-        ranked = sorted(took_ns for _, took_ns in window)
+            return max([point.p99_ns, *ranked[:-1]])
         measured = ranked[-(-len(ranked) * EXPECTED_PERCENT // 100) - 1]
-        return max(measured, WARM_FLOOR * warm_ns)
+        return max(measured, WARM_FLOOR * point.p99_ns)
 
     def best_size(self, fits: Callable[[int, int], bool]) -> int:
         """The smallest size whose throughput is within WORTH of the best among those that fit; else the smallest.
@@ -105,11 +137,6 @@ class Profile:
             return self.sizes[0]
         floor = WORTH * max(rates.values())
         return min(size for size, rate in rates.items() if rate >= floor)
-
-    @property
-    def spread(self) -> float:
-        """By which share the slowest run of a size took longer than the median, at load; of all sizes the median."""
-        return statistics.median(point.p99_ns / max(1, point.p50_ns) - 1 for point in self.points)
 
     def size_above(self, count: int) -> int:
         """The warmed size at which `count` images run when none is left behind."""

@@ -150,15 +150,14 @@ class Scheduler:
         feeder = self.feeder
         cost_ns = sum(feeder.estimate_ns(size) for _, size, encoding in parts if encoding is not TENSOR)
         self._admission.offered(line, len(parts), priority, now_ns)
-        due_ns = self._admission.check(line, deadline_ns, len(parts), priority, cost_ns, now_ns, client=client)
-        expected_ns = now_ns + feeder.expected_ns(cost_ns, len(parts), now_ns)
+        promise = self._admission.check(line, deadline_ns, len(parts), priority, cost_ns, now_ns, client=client)
         tickets = []
         for offset, size, encoding in parts:
             self._number += 1
             ticket = Ticket(
-                self._number, line, body, offset, size, encoding, priority, deadline_ns, due_ns, top_k, now_ns
+                self._number, line, body, offset, size, encoding, priority, deadline_ns, promise.due_ns, top_k, now_ns
             )
-            ticket.expected_ns = expected_ns
+            ticket.expected_ns = promise.ready_ns
             self._ledger.accept(ticket)
             tickets.append(ticket)
         line.pace.accepted(len(tickets))
