@@ -198,7 +198,13 @@ class Admission:
             room_ns = line.worker_count * line.deadline_ns
             taken_ns = sum(min(demands[other.index], other.weight / weights * room_ns) for other in others)
             size = line.pace.plan(
-                profile, share=share, taken_ns=int(taken_ns), worker_count=line.worker_count, now_ns=now_ns
+                profile,
+                share=share,
+                active_count=len(active),
+                taken_ns=int(taken_ns),
+                longest_ns=max((other.batch_ns for other in others), default=0),
+                worker_count=line.worker_count,
+                now_ns=now_ns,
             )
             self._resize(line, size, now_ns)
         self._plan.changed()

@@ -52,7 +52,9 @@ ACTIVE_NS = 1 * S
 NO_QUOTA = 1 << 62
 
 CHUNKS_MIN = 4
-"""Where more models share workers than their deadline has room for, a batch may take a deadline's CHUNKS_MIN-th."""
+"""Where more models share workers than their deadline has room for, a batch may take a deadline's CHUNKS_MIN-th; less,
+where it has a smaller share than the others.
+"""
 
 
 class Pace:
@@ -177,11 +179,22 @@ class Pace:
         whole, rest = divmod(count, profile.sizes[-1])
         return whole * profile.by_count[-1] + profile.by_count[rest]
 
-    def plan(self, profile: Profile, *, share: float, taken_ns: int, worker_count: int, now_ns: int) -> int:
+    def plan(
+        self,
+        profile: Profile,
+        *,
+        share: float,
+        active_count: int,
+        taken_ns: int,
+        longest_ns: int,
+        worker_count: int,
+        now_ns: int,
+    ) -> int:
         """Set B* and the quota, and return the size to plan with now.
 
-        `share` is this model's part of the workers among the active ones; `taken_ns` is the worker time that the others
-        want while one of its images may wait, each within its own share.
+        `share` is this model's part of the workers among the `active_count` active ones; `taken_ns` the worker time
+        that the others want while one of its images may wait, each within its own share; `longest_ns` the longest batch
+        that any of the others plans with.
         """
         deadline_ns = self.deadline_ns
         rate = self.rate(now_ns)
@@ -200,12 +213,14 @@ class Pace:
 
         self.best_size = size = profile.best_size(fits)
         if taken_ns:
-            floor_ns = deadline_ns // CHUNKS_MIN
+            floor_ns = int(deadline_ns / CHUNKS_MIN * min(1.0, share * active_count))
             self.best_size = size = max(size, profile.best_size(lambda _, time_ns: time_ns <= floor_ns))
         else:
             size = max(size, profile.best_size(collects))
         self._rate_memory_ns = max(RATE_MEMORY_NS_MIN, profile.times_ns[self.best_size])
         time_ns = profile.times_ns[size]
-        own_ns = max(room_ns(time_ns) - taken_ns, share * room_ns(time_ns))
+        # All wait equally long, so that what each may have waiting is in proportion to what it gets.
+        waiting_ns = room_ns(max(time_ns, longest_ns))
+        own_ns = max(waiting_ns - taken_ns, share * waiting_ns)
         self.quota = size * max(1, int(own_ns / time_ns)) if taken_ns else NO_QUOTA
         return size
