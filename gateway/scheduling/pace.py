@@ -49,6 +49,12 @@ RATE_MEMORY_NS_MIN = 20 * MS
 ACTIVE_NS = 1 * S
 """A model that nothing was asked of for this long does not count among those that share the workers."""
 
+REFUSED_SHARE = 0.01
+"""Of real-time images; while more of them are refused, the batch class is."""
+
+ASKED_COUNT_MIN = 200
+"""Of fewer images nobody knows what share is refused."""
+
 NO_QUOTA = 1 << 62
 
 CHUNKS_MIN = 4
@@ -62,13 +68,15 @@ class Pace:
 
     __slots__ = (
         "_accepted",
+        "_asked_count",
         "_checked_ns",
         "_late",
         "_margin_share",
         "_offered_ns",
         "_rate",
         "_rate_memory_ns",
-        "_refused_ns",
+        "_refused_count",
+        "_refusing_ns",
         "_step_ns",
         "_tails",
         "_tails_from_ns",
@@ -93,7 +101,8 @@ class Pace:
         """Images of the real-time class that may wait; its share of the workers while other models are busy too."""
         self._rate = 0.0
         self._offered_ns = -ACTIVE_NS
-        self._refused_ns = -ACTIVE_NS
+        self._refusing_ns = -ACTIVE_NS
+        self._asked_count = self._refused_count = 0
         self._rate_memory_ns = RATE_MEMORY_NS_MIN
         self._accepted = self._late = 0
         self._checked_ns = 0
@@ -107,6 +116,7 @@ class Pace:
     def offered(self, count: int, now_ns: int) -> bool:
         """Images were asked for, whatever the answer. Whether this model was asleep before."""
         asleep = now_ns - self._offered_ns >= ACTIVE_NS
+        self._asked_count += count
         self._rate = self.rate(now_ns) + count / self._rate_memory_ns
         self._offered_ns = max(self._offered_ns, now_ns)
         return asleep
@@ -117,7 +127,9 @@ class Pace:
 
     def refused(self, now_ns: int) -> None:
         """Real-time work was refused because there is too much of it."""
-        self._refused_ns = now_ns
+        self._refused_count += 1
+        if self._refused_count > REFUSED_SHARE * max(self._asked_count, ASKED_COUNT_MIN):
+            self._refusing_ns = now_ns
 
     def late(self) -> None:
         """An accepted image was not answered in time."""
@@ -139,8 +151,8 @@ class Pace:
         return now_ns - self._offered_ns < ACTIVE_NS
 
     def is_refusing(self, now_ns: int) -> bool:
-        """Whether real-time work was refused lately."""
-        return now_ns - self._refused_ns < ACTIVE_NS
+        """Whether more than a few real-time requests were refused lately."""
+        return now_ns - self._refusing_ns < ACTIVE_NS
 
     def margin_ns(self, budget_ns: int) -> int:
         """How much of a budget is kept back for what nobody expects."""
@@ -157,6 +169,7 @@ class Pace:
             step = INFLATION_UP if late else -INFLATION_DOWN
             self.inflation = min(INFLATION_MAX, max(INFLATION_MIN, self.inflation + step))
             self._accepted = self._late = 0
+            self._asked_count = self._refused_count = 0
         if now_ns - self._tails_from_ns >= TAIL_PERIOD_NS:
             self._tails_from_ns = now_ns
             self._tails = [[0] * (TAIL_STEPS // 2 + 1), self._tails[0]]

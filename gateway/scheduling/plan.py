@@ -137,17 +137,21 @@ class Plan:
         return -self._together_ns(now_ns)
 
     def crowds(self, now_ns: int) -> bool:
-        """Whether real-time images that come as they lately did would find no room: the batch class has too much."""
-        free_ns = min(worker.expected_free_ns(now_ns) for worker in self._workers if worker.is_expected)
+        """Whether real-time images that come as they lately did would find no room: the batch class has too much.
+
+        The k-th worker to be free takes the k-th batch of them, whose first image comes when the k before are full.
+        """
         for line in self._lines:
             rate = line.pace.rate(now_ns)
-            if not line.serving or line.profile is None or rate * line.deadline_ns < FEW:
+            if not line.serving or rate * line.deadline_ns < FEW:
                 continue
-            count = 1 + int(rate * max(0, free_ns - now_ns))
-            margin_ns = line.pace.margin_ns(line.deadline_ns)
-            due_ns = now_ns + line.deadline_ns - margin_ns
-            if self.lateness_ns(line, due_ns, count, now_ns, now_ns) > 0:
-                return True
+            able = [w for w in self._workers if w.is_expected and line.index in w.profiles]
+            budget_ns = line.deadline_ns - line.pace.margin_ns(line.deadline_ns)
+            waits = sorted((max(0, w.expected_free_ns(now_ns) - now_ns), w.profiles[line.index].by_count) for w in able)
+            for place, (wait_ns, by_count) in enumerate(waits):
+                grown = min(line.pace.size, 1 + int(rate * wait_ns))
+                if wait_ns + by_count[grown] > place * grown / rate + budget_ns:
+                    return True
         return False
 
     def _alone_ns(self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int, *, growing: bool) -> int:
