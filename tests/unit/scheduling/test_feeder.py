@@ -2,10 +2,21 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.errors import UndecodableImage
-from gateway.scheduling.feeder import BASE_COST_NS, DEPTH_NS, LARGE_NS, REFILL_NS, SMALL_MEMORY_NS, Feeder
+from gateway.errors import Overloaded, UndecodableImage
+from gateway.scheduling.feeder import (
+    BASE_COST_NS,
+    CAUTION,
+    DEPTH_NS,
+    LARGE_NS,
+    REFILL_NS,
+    SLIP_NS_MAX,
+    SLIP_ODDS,
+    SLIP_STEP_NS,
+    SMALL_MEMORY_NS,
+    Feeder,
+)
 from gateway.scheduling.ticket import TENSOR
-from tests.support.core import MS, NOW, Core, S, line
+from tests.support.core import MS, NOW, ROOM, Core, S, line
 
 
 def large_core(**named) -> Core:
@@ -85,27 +96,29 @@ def test_another_model_with_slots_goes_first():
     assert core.do(NOW) == ["send 0: 1 3"]
 
 
-def test_class_goes_before_deadline_and_deadline_before_age():
+def test_what_is_due_first_is_decoded_first_whatever_its_class():
     core = Core()
-    core.submit(priority=1, deadline_ns=NOW + 10 * MS)
     core.submit(deadline_ns=NOW + 900 * MS)
-    core.submit(deadline_ns=NOW + 800 * MS)
+    core.submit(priority=1, deadline_ns=NOW + 800 * MS)
+    core.submit(deadline_ns=NOW + 100 * MS)
 
     assert core.do(NOW) == ["send 0: 3 2 1"]
 
 
 def test_tensors_need_a_slot_and_no_decoder():
-    core = Core(line(slot_count=2), decoders=1, up=False)
+    core = Core(line(slot_count=2))
+    core.s.feeder.decoders[0].ready = False
     core.submit(count=3, encoding=TENSOR)
 
-    assert core.do(NOW) == ["spawn decoder 0", "spawn worker 0", "fill 1", "fill 2"]
+    assert core.do(NOW) == ["fill 1", "fill 2"]
 
 
 def test_images_wait_while_no_decoder_is_ready():
-    core = Core(up=False)
+    core = Core()
+    core.s.decoder_lost(0, 0, guilty=False, now_ns=NOW)
     core.submit()
 
-    assert core.do(NOW) == ["spawn decoder 0", "spawn worker 0"]
+    assert core.do(NOW) == ["spawn decoder 0"]
     core.s.decoder_ready(0, NOW)
     assert core.do(NOW) == ["send 0: 1"]
 
@@ -154,7 +167,7 @@ def test_medium_images_go_to_every_decoder():
 def test_a_single_decoder_takes_everything():
     core = large_core()
     core.submit(size=100)
-    core.submit(size=2_000_000, deadline_ns=NOW + 5 * MS)
+    core.submit(size=2_000_000, deadline_ns=NOW + 500 * MS)
 
     assert core.do(NOW) == ["send 0: 2"]
     assert core.s.feeder.decoders[0].large_count == 1
@@ -203,6 +216,134 @@ def test_refused_images_teach_nothing():
     core.decoded(1, at=NOW, refusal=UndecodableImage("not an image"), decode_ns=20_000)
 
     assert core.s.feeder.estimate_ns(1_000_000) == before
+
+
+def test_decoding_is_expected_behind_all_that_was_accepted():
+    core = large_core(decoders=2)
+    feeder = core.s.feeder
+    assert feeder.expected_ns(540_000, 1, NOW) == CAUTION * (270_000 + 540_000)
+
+    core.submit(count=4, size=60_000)
+    assert feeder.load_ns == 4 * 540_000
+    assert feeder.expected_ns(540_000, 1, NOW) == CAUTION * (5 * 270_000 + 540_000)
+    assert feeder.expected_ns(0, 3, NOW) == 0, "tensors wait for nobody"
+
+
+def test_large_photos_are_expected_without_the_spare_decoder():
+    feeder = large_core(decoders=2).s.feeder
+
+    assert feeder.expected_ns(2 * LARGE_NS + 4, 2, NOW) == CAUTION * (3 * LARGE_NS + 6)
+    assert feeder.expected_ns(2 * LARGE_NS, 2, NOW) == CAUTION * 2 * LARGE_NS
+
+
+def test_decoding_is_expected_later_by_what_it_slipped_lately():
+    core = Core()
+    core.submit(size=60_000)
+    core.do(NOW)
+    assert core.tickets[0].expected_ns == NOW + 1_620_000
+
+    core.decoded(1, at=NOW + 5 * MS)
+
+    assert core.s.feeder.slip_ns(NOW + 5 * MS) == SLIP_STEP_NS == 2 * MS
+    assert core.s.feeder.expected_ns(540_000, 1, NOW + 5 * MS) == 3_620_000
+
+
+def slipped(*slips_ms: float, at: int = NOW) -> Core:
+    """Images were decoded so much later than expected, one after the other, all just now."""
+    core = Core(line(**ROOM))
+    for number, ms in enumerate(slips_ms, 1):
+        core.submit(size=60_000, at=at)
+        core.do(at)
+        core.tickets[-1].expected_ns = at - int(ms * MS)
+        core.decoded(number, at=at)
+    return core
+
+
+def test_a_slip_fades_to_nothing_in_a_second():
+    feeder = slipped(6).s.feeder
+
+    seen = [feeder.slip_ns(NOW + ms * MS) for ms in (0, 250, 500, 999, 1000, 5000)]
+    assert seen == [2 * MS, 1_500_000, 1 * MS, 2_000, 0, 0]
+
+
+def test_a_slip_grows_in_steps_until_images_are_no_later():
+    seen = [slipped(*[6] * count).s.feeder.slip_ns(NOW) for count in (1, 2, 3, 4, 5)]
+
+    assert seen == [2 * MS, 4 * MS, 6 * MS, 5_990_000, 7_990_000]
+
+
+def test_two_hundred_images_that_are_no_later_take_a_step_back():
+    assert SLIP_ODDS == 200
+    assert slipped(6, 6, *[1] * 200).s.feeder.slip_ns(NOW) == 2 * MS
+    assert slipped(-3, 0).s.feeder.slip_ns(NOW) == 0, "never below nothing"
+
+
+def test_a_slip_grows_from_what_it_has_faded_to():
+    core = slipped(6)
+    later_ns = NOW + 500 * MS
+    core.submit(size=60_000, at=later_ns)
+    core.do(later_ns)
+    core.tickets[-1].expected_ns = later_ns - 6 * MS
+    core.decoded(2, at=later_ns)
+
+    assert core.s.feeder.slip_ns(later_ns) == 3 * MS
+
+
+def test_a_slip_is_bounded():
+    assert slipped(*[500] * 60).s.feeder.slip_ns(NOW) == SLIP_NS_MAX == 100 * MS
+
+
+def test_a_slip_is_over_when_its_time_is_over():
+    core = Core(line(deadline_ns=50 * MS))
+    core.submit(deadline_ns=NOW + 100 * MS)
+    core.do(NOW)
+    core.decoded(1, at=NOW + 60 * MS)  # once, one image was late
+
+    def accepts(at: int) -> bool:
+        core.do(at)
+        try:
+            return bool(core.submit(at=at, deadline_ns=at + 50 * MS))
+        except Overloaded:
+            return False
+
+    assert any(accepts(NOW + 1 * S + place * 20 * MS) for place in range(250)), "five seconds of asking"
+
+
+def test_a_decoder_s_death_is_no_slip():
+    core = Core()
+    core.submit(count=2, size=60_000)
+    core.do(NOW)
+    core.s.decoder_lost(0, core.tickets[0].number, guilty=True, now_ns=NOW)
+    core.s.decoder_ready(0, NOW + 90 * MS)
+    core.do(NOW + 90 * MS)
+    core.decoded(2, at=NOW + 91 * MS)
+
+    assert core.s.feeder.slip_ns(NOW + 91 * MS) == 0
+
+
+def test_an_image_whose_decoder_died_is_no_slip():
+    core = Core()
+    core.submit(size=60_000)
+    core.do(NOW)
+    core.s.decoder_lost(0, 0, guilty=False, now_ns=NOW)
+    core.do(NOW)
+    core.s.decoder_ready(0, NOW + 90 * MS)
+    core.do(NOW + 90 * MS)
+    core.decoded(1, at=NOW + 91 * MS)
+
+    assert core.s.feeder.slip_ns(NOW + 91 * MS) == 0
+
+
+def test_what_a_lost_decoder_held_is_work_still_to_be_done():
+    core = Core(decoders=2)
+    core.submit(count=2, size=60_000)
+    core.do(NOW)
+
+    core.s.decoder_lost(0, 0, guilty=False, now_ns=NOW)
+
+    assert core.s.feeder.load_ns == 2 * 540_000
+    assert core.s.feeder.ready_count == 1
+    assert core.do(NOW) == ["spawn decoder 0", "send 1: 1"]
 
 
 def test_large_is_eight_milliseconds():

@@ -7,7 +7,7 @@ import pytest
 from gateway import errors
 from gateway.scheduling.ticket import Role
 from shm.wire import ItemStatus
-from tests.support.core import MS, NOW, Core, S, line
+from tests.support.core import FLAT_NS, MS, NOW, Core, S, line
 
 # Decoders
 
@@ -21,6 +21,7 @@ def test_children_are_started_first():
 def test_a_child_that_does_not_start_is_killed_and_never_believed():
     core = Core(up=False)
     core.do(NOW)
+    core.do(core.s.wake_at_ns())
     assert core.s.wake_at_ns() == NOW + 20 * S
 
     assert core.do(NOW + 20 * S) == [
@@ -29,13 +30,16 @@ def test_a_child_that_does_not_start_is_killed_and_never_believed():
     ]
     core.s.decoder_ready(0, NOW + 20 * S)
     core.worker_up(0, NOW + 20 * S)
-    core.submit(at=NOW + 20 * S)
-    assert core.do(NOW + 20 * S) == []
+    assert not core.s.is_ready
+    with pytest.raises(errors.ModelNotReady):
+        core.submit(at=NOW + 20 * S)
 
     core.s.decoder_lost(0, 0, guilty=False, now_ns=NOW + 20 * S)
     core.s.worker_lost(0, NOW + 20 * S)
     assert core.do(NOW + 20 * S) == ["spawn decoder 0", "spawn worker 0"]
     core.s.decoder_ready(0, NOW + 20 * S)
+    core.worker_up(0, NOW + 20 * S)
+    core.submit(at=NOW + 20 * S)
     assert core.do(NOW + 20 * S) == ["send 0: 1"]
 
 
@@ -155,24 +159,25 @@ def test_a_slow_batch_is_given_five_times_its_time():
     core.queued(deadline_ns=NOW + 60 * S)
     core.do(NOW)
 
-    assert core.s.wake_at_ns() == NOW + 2 * S
+    core.do(NOW + 1 * S)
+    assert core.s.wake_at_ns() == NOW + 5 * 408 * MS
+    assert core.do(NOW + 5 * 408 * MS) == ["kill worker 0: hung"]
 
 
 def test_a_staged_batch_is_watched_from_its_own_start():
-    core = Core(line(slot_count=16))
+    core = Core()
     core.queued()
     core.do(NOW)
-    for _ in range(4):
-        core.queued()
-    core.do(NOW)
+    core.queued()
+    core.do(NOW + 10 * MS)
     first, staged = core.s.workers[0].batches
     assert (first.started_ns, staged.started_ns) == (NOW, 0)
-    assert core.s.workers[0].free_at_ns == NOW + 20 * MS
+    assert core.s.workers[0].free_at_ns == NOW + 2 * FLAT_NS
 
     core.ran(at=NOW + 13 * MS)
 
     assert staged.started_ns == NOW + 13 * MS
-    assert core.s.workers[0].free_at_ns == NOW + 23 * MS
+    assert core.s.workers[0].free_at_ns == NOW + 13 * MS + FLAT_NS
 
 
 def test_senseless_replies_are_not_believed():

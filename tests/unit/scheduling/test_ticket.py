@@ -2,16 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.scheduling.ticket import Body, Stage, Ticket, TicketQueue
+from gateway.scheduling.ticket import Body, Stage, TicketQueue
 from shm.arena import BodyArena
-from tests.support.core import NOW, line
-
-
-def ticket(number: int, *, priority: int = 0, deadline_ns: int = NOW) -> Ticket:
-    arena = BodyArena(64)
-    region = arena.allocate_nowait(64)
-    assert region is not None
-    return Ticket(number, line(), Body(arena, region), 0, 64, 0, priority, deadline_ns, 5, NOW)
+from tests.support.core import NOW, line, ticket
 
 
 def test_a_body_lives_as_long_as_its_last_holder():
@@ -39,23 +32,22 @@ def test_a_body_gives_back_what_it_does_not_need():
 
 
 def test_letting_go_twice_is_letting_go_once():
-    image = ticket(1)
+    arena = BodyArena(64)
+    image = ticket(1, line())
+    image.body = Body(arena, arena.allocate_nowait(64))
     image.let_go_of_body()
     image.let_go_of_body()
 
     assert image.body is None
+    assert arena.held_size == 0
     assert repr(image) == "<Ticket 1 WAITING slot=-1 attempts=0 runs=0>"
-
-
-def test_class_goes_before_any_deadline():
-    assert ticket(1, priority=0, deadline_ns=2**61).key < ticket(2, priority=1, deadline_ns=1).key
 
 
 def test_a_queue_skips_who_left():
     queue = TicketQueue(Stage.WAITING, Stage.WAITING)
-    first, second = ticket(1), ticket(2)
+    first, second = ticket(1, line()), ticket(2, line())
     for each in (first, second):
-        queue.push(each.key, each)
+        queue.push(NOW, each)
 
     first.stage = Stage.ENDED
     queue.discard()
@@ -68,9 +60,9 @@ def test_a_queue_skips_who_left():
 
 def test_a_queue_sweeps_when_most_entries_are_dead():
     queue = TicketQueue(Stage.WAITING, Stage.WAITING)
-    tickets = [ticket(number, deadline_ns=NOW + number) for number in range(100)]
+    tickets = [ticket(number, line()) for number in range(100)]
     for each in tickets:
-        queue.push(each.key, each)
+        queue.push(NOW + each.number, each)
 
     for each in tickets[10:]:
         each.stage = Stage.ENDED
@@ -78,3 +70,11 @@ def test_a_queue_sweeps_when_most_entries_are_dead():
 
     assert len(queue._heap) <= 2 * 10 + 64
     assert [queue.pop().number for _ in range(10)] == list(range(10))
+
+
+def test_a_queue_gives_what_came_first_among_equals():
+    queue = TicketQueue(Stage.WAITING, Stage.WAITING)
+    for number in (2, 1, 3):
+        queue.push(NOW, ticket(number, line()))
+
+    assert [queue.pop().number for _ in range(3)] == [1, 2, 3]
