@@ -1,111 +1,186 @@
-"""Whatever waits, and whatever a batch costs: who is taken, how many, at which size, and by when."""
+"""Whatever waits, and whatever a batch costs: who is taken in which way, how many, at which size, and when."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.scheduling import batcher
-from gateway.scheduling.line import Line
 from gateway.scheduling.profile import Profile
-from gateway.scheduling.ticket import Body, Seal, Stage, Ticket
-from shm.arena import BodyArena, Region
+from gateway.scheduling.ticket import Seal, Stage
 from shm.wire import ProfilePoint
+from tests.support.core import MS, NOW, line, ticket
 
-MS = 1_000_000
-NOW = 10**12
+if TYPE_CHECKING:
+    from gateway.scheduling.batcher import Way
+    from gateway.scheduling.line import Line
+    from gateway.scheduling.ticket import Ticket
 
 pytestmark = pytest.mark.slow
 quick = settings(max_examples=200, deadline=None, derandomize=True)
+
+ways = st.sampled_from(batcher.WAYS)
+busy = st.integers(0, 50 * MS)
 
 
 @st.composite
 def profiles(draw: st.DrawFn) -> Profile:
     """Any sizes and any times, also ones that shrink with the size: measurements are noisy."""
     sizes = draw(st.sets(st.sampled_from([1, 2, 3, 4, 6, 8, 16, 32]), min_size=1))
-    points = []
-    for size in sizes:
-        p50_ns = draw(st.integers(0, 100 * MS))
-        points.append(ProfilePoint(size, p50_ns, p50_ns + draw(st.integers(0, 20 * MS))))
-    deadline_ns = draw(st.integers(1, 1000 * MS))
-    return Profile(points, deadline_ns=deadline_ns, worker_count=draw(st.integers(1, 8)))
+    times_ns = [sorted(draw(st.tuples(*[st.integers(0, 100 * MS)] * 2))) for _ in sizes]
+    return Profile([ProfilePoint(size, *pair) for size, pair in zip(sizes, times_ns, strict=True)])
 
 
 @st.composite
-def lines(draw: st.DrawFn) -> Line:
-    line = Line(
-        0, "m", slot_count=64, queue_max=64, window_ns=draw(st.sampled_from([0, 5 * MS])), deadline_ns=1000 * MS
-    )
+def lines(draw: st.DrawFn, shapes: st.SearchStrategy[Profile]) -> tuple[Line, Profile]:
+    """Decoded tickets of both classes, and what their batches cost; the plan's size is B* or more."""
+    shape = draw(shapes)
+    made = line(window_ns=draw(st.sampled_from([0, 5 * MS])))
+    made.pace.best_size, made.pace.size = sorted(draw(st.tuples(*[st.sampled_from(shape.sizes)] * 2)))
     for number in range(1, draw(st.integers(1, 40)) + 1):
-        body = Body(BodyArena(64), Region(0, 64))
-        deadline_ns = NOW + draw(st.integers(1, 400 * MS))
-        ticket = Ticket(number, line, body, 0, 64, 0, draw(st.integers(0, 1)), deadline_ns, 5, NOW)
-        ticket.stage = Stage.QUEUED
-        ticket.decoded_ns = NOW - draw(st.integers(0, 10 * MS))
-        line.enqueue(ticket, ticket.decoded_ns)
-    return line
+        due_ns = NOW + draw(st.integers(1, 400 * MS))
+        image = ticket(
+            number,
+            made,
+            due_ns=due_ns,
+            deadline_ns=due_ns + draw(st.integers(0, 40 * MS)),
+            priority=draw(st.integers(0, 1)),
+            stage=Stage.QUEUED,
+            at=NOW - draw(st.integers(0, 10 * MS)),
+        )
+        made.promise(image)
+        made.enqueue(image, image.decoded_ns)
+    return made, shape
+
+
+def order(image: Ticket) -> tuple[int, int]:
+    return image.due_ns, image.number
+
+
+def waiting(made: Line) -> list[Ticket]:
+    return sorted([*made.ready, *made.ready_batch], key=order)
 
 
 @quick
-@given(profiles(), st.integers(1, 100))
-def test_a_size_is_warmed_and_holds_what_is_taken(profile: Profile, waiting: int):
-    count, size = profile.size_for(waiting)
-
-    assert size in profile.sizes
-    assert 0 < count <= min(size, waiting)
-    assert size <= profile.best_size
-    if waiting >= profile.best_size:
-        assert count == size == profile.best_size
-
-
-@quick
-@given(profiles(), st.integers(1, 1000 * MS), st.integers(1, 8))
-def test_the_best_size_makes_the_next_start_or_is_the_smallest(shape: Profile, deadline_ns: int, workers: int):
-    profile = Profile(shape.points, deadline_ns=deadline_ns, worker_count=workers)
-    able = [size for size in profile.sizes if profile.times_ns[size] * (1 + 1 / workers) <= deadline_ns]
-    rates = {point.size: point.size / max(1, point.p50_ns) for point in profile.points}
-
-    assert profile.best_size in (able or profile.sizes[:1])
-    assert rates[profile.best_size] >= 0.97 * max((rates[size] for size in able), default=0)
-
-
-@settings(quick, max_examples=60)
-@given(profiles(), lines(), st.integers(0, 50 * MS))
-def test_what_is_taken_is_in_time_and_in_order(profile: Profile, line: Line, busy_ns: int):
+@given(lines(profiles()), busy, ways)
+def test_what_is_taken_fits_a_warmed_size_and_is_in_time_or_the_first_one_alone(case, busy_ns: int, way: Way):
+    made, shape = case
     start_ns = NOW + busy_ns
-    while batcher.late_head(line, profile, start_ns) is not None:
-        line.ready.pop()
-    assume(len(line.ready))
-    waiting = sorted(line.ready, key=lambda ticket: (ticket.key, ticket.number))
+    heads = [queue.peek() for queue in (made.ready, made.ready_batch)]
 
-    tickets, size, latest_ns = batcher.take(line, profile, start_ns)
+    tickets, size = batcher.take(made, shape, start_ns, way)
 
-    end_ns = start_ns + profile.times_ns[size]
-    assert 0 < len(tickets) <= size
-    assert tickets[0] is waiting[0]
-    assert [ticket for ticket in waiting if ticket.deadline_ns >= end_ns][: len(tickets)] == tickets
-    assert latest_ns == min(ticket.deadline_ns for ticket in tickets) - profile.times_ns[size] >= start_ns
-    assert sorted(line.ready, key=lambda ticket: (ticket.key, ticket.number)) == [
-        ticket for ticket in waiting if ticket not in tickets
-    ]
-    assert len(line.ready) == len(waiting) - len(tickets)
-    if line.window_ns or not len(line.ready):
-        assert line.window_from_ns == min((ticket.decoded_ns for ticket in line.ready), default=0)
+    assert size in shape.sizes
+    assert len(tickets) <= min(size, made.pace.size)
+    if any(start_ns + shape.times_ns[size] > image.deadline_ns for image in tickets):
+        assert size == shape.sizes[0]
+        assert len(tickets) == 1
+        assert tickets[0] in heads
 
 
 @quick
-@given(profiles(), lines(), st.integers(0, 50 * MS), st.integers(0, 20 * MS))
-def test_a_decision_is_a_reason_or_a_time_to_come(profile: Profile, line: Line, busy_ns: int, waited_ns: int):
-    now_ns = NOW + waited_ns
-    decision = batcher.decide(line, profile, now_ns + busy_ns, now_ns)
+@given(lines(profiles()), busy, ways)
+def test_nobody_is_lost_and_nobody_is_taken_twice(case, busy_ns: int, way: Way):
+    made, shape = case
+    before = waiting(made)
 
-    if len(line.ready) >= profile.best_size:
+    tickets, _ = batcher.take(made, shape, NOW + busy_ns, way)
+
+    assert sorted([*tickets, *waiting(made)], key=order) == before
+    assert made.ready_count == len(before) - len(tickets)
+    batcher.put_back(made, tickets)
+    assert waiting(made) == before
+
+
+@quick
+@given(lines(profiles()), busy, ways)
+def test_within_a_class_nobody_in_time_is_overtaken(case, busy_ns: int, way: Way):
+    made, shape = case
+    start_ns = NOW + busy_ns
+
+    tickets, size = batcher.take(made, shape, start_ns, way)
+
+    end_ns = start_ns + shape.times_ns[size]
+    for priority in (0, 1):
+        taken = [order(image) for image in tickets if image.priority == priority]
+        left = [order(image) for image in waiting(made) if image.priority == priority and image.deadline_ns >= end_ns]
+        assert taken == sorted(taken)
+        assert not taken or not left or taken[-1] < left[0]
+
+
+@quick
+@given(lines(profiles()), busy)
+def test_the_plan_s_own_way_takes_whatever_is_due_first(case, busy_ns: int):
+    made, shape = case
+    before = waiting(made)
+
+    tickets, _ = batcher.take(made, shape, NOW + busy_ns, batcher.WAYS[-1])
+
+    assert set(tickets) <= set(before[: made.pace.size])
+
+
+@quick
+@given(lines(profiles()), busy)
+def test_somebody_is_always_taken_in_the_plan_s_own_way(case, busy_ns: int):
+    made, shape = case
+
+    assert batcher.take(made, shape, NOW + busy_ns, batcher.WAYS[-1])[0]
+
+
+@quick
+@given(lines(profiles()), busy)
+def test_a_late_head_is_late_at_any_size_and_any_other_head_is_not(case, busy_ns: int):
+    made, shape = case
+    start_ns = NOW + busy_ns
+    heads = [head for queue in (made.ready, made.ready_batch) if (head := queue.peek()) is not None]
+
+    late = batcher.late_head(made, shape, start_ns)
+
+    lates = [head for head in heads if start_ns + shape.least_ns > head.deadline_ns]
+    assert late is (lates[0] if lates else None)
+    assert shape.least_ns <= min(shape.times_ns.values())
+
+
+@quick
+@given(lines(profiles()), st.integers(0, 20 * MS))
+def test_a_decision_is_a_reason_or_a_time_to_come(case, waited_ns: int):
+    made, _ = case
+    now_ns = NOW + waited_ns
+
+    decision = batcher.decide(made, now_ns)
+
+    if made.ready_count >= made.pace.size:
         assert decision is Seal.FULL
-    elif not line.window_ns:
+    elif not made.window_ns or not len(made.ready):
         assert decision is Seal.IDLE
     elif isinstance(decision, int):
-        assert now_ns < decision <= line.window_from_ns + line.window_ns
-        assert isinstance(batcher.decide(line, profile, decision, decision), Seal)
+        assert now_ns < decision <= made.window_from_ns + made.window_ns
+        assert batcher.decide(made, decision) is Seal.WINDOW
     else:
-        assert decision in (Seal.WINDOW, Seal.DEADLINE)
+        assert decision is Seal.WINDOW
+
+
+@quick
+@given(profiles(), st.integers(1, 32))
+def test_a_count_runs_at_the_next_warmed_size(shape: Profile, count: int):
+    count = min(count, shape.sizes[-1])
+
+    above, below = shape.size_above(count), shape.size_below(count)
+
+    assert below <= count <= above
+    assert shape.by_count[count] == shape.times_ns[above]
+    assert not [size for size in shape.sizes if below < size < above]
+
+
+@quick
+@given(profiles(), st.integers(1, 100 * MS))
+def test_the_best_size_fits_and_none_that_fits_is_worth_more(shape: Profile, within_ns: int):
+    able = {size: size / ns for size, ns in shape.times_ns.items() if ns <= within_ns}
+
+    best = shape.best_size(lambda _, time_ns: time_ns <= within_ns)
+
+    assert best in (able or shape.sizes[:1])
+    assert not able or able[best] >= 0.99 * max(able.values())
