@@ -7,18 +7,8 @@ import pytest
 from bench.lab.promises import PROMISES
 from bench.lab.scenarios import Laboratory
 
-MISSED = {
-    "late_exact",
-    "late_noise_share",
-    "dropped_after_accept",
-    "goodput_2x_n1",
-    "goodput_10x_n1",
-    "goodput_10x_n4",
-    "optimum_share_2x",
-    "recovery_batches",
-    "realtime_refused_under_batch",
-}
-"""Not kept by a core that accepts whatever fits in its queue."""
+# It reads a clock, which no test depends on: bench/schedule.py alone holds the core to it.
+MEASURED = {"decision_us_1000"}
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +19,7 @@ def lab():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "promise",
-    [
-        pytest.param(promise, id=promise.name, marks=[pytest.mark.xfail(strict=False)] * (promise.name in MISSED))
-        for promise in PROMISES
-    ],
+    "promise", [pytest.param(promise, id=promise.name) for promise in PROMISES if promise.name not in MEASURED]
 )
 def test_the_core_keeps_its_promise(promise, lab):
     value = promise.measure(lab)
