@@ -85,6 +85,8 @@ class Admission:
             and passed.state == (line.index, deadline_ns, priority, len(line.dues), self._plan.version, self.draining)
         ):
             return passed  # precheck has just looked, and nothing has changed since
+        if priority == _BATCH:
+            client = None  # Dates are for the real-time class.
         profile = self._serving(line)
         if now_ns >= self._review_ns:
             self.review(now_ns)
@@ -96,7 +98,7 @@ class Admission:
         ready_ns = now_ns + self._feeder.expected_ns(cost_ns, count, now_ns)
         lateness_ns = self._lateness_ns(line, due_ns, count, ready_ns, now_ns, client)
         if lateness_ns > 0:
-            if priority != _BATCH and client is not None:
+            if client is not None:
                 rate = line.worker_count / line.batch_ns * line.pace.size
                 lateness_ns = line.returns.invite(client, count, lateness_ns, rate, now_ns)
             raise self._refused(line, priority, now_ns, refusals.no_time(line, lateness_ns))
@@ -132,6 +134,8 @@ class Admission:
         reserve = line.returns.reserve(size, due_ns, now_ns)
         if lateness_ns > 0 or not reserve:
             return lateness_ns
+        if plan.lateness_ns(line, due_ns, count + size, ready_ns, now_ns) <= 0:
+            return lateness_ns  # whoever comes on a date finds room for a batch more
         assert line.profile is not None
         most = line.profile.size_below(size - reserve)
         if not most:
@@ -227,3 +231,4 @@ class Admission:
         if able:
             line.worker_count = len(able)
             line.profile = max((w.profiles[line.index] for w in able), key=lambda profile: profile.by_count[-1])
+            line.alike = all(worker.profiles[line.index] is line.profile for worker in able)

@@ -128,6 +128,9 @@ class Dispatcher:
         profile = worker.profiles[line.index]
         for way in batcher.WAYS:
             tickets, size = batcher.take(line, profile, start_ns, way)
+            if tickets and start_ns + profile.least_ns > tickets[0].deadline_ns:
+                batcher.put_back(line, tickets)
+                return None  # another one could do it in time
             if tickets and self._keeps_promises(worker, line, tickets, start_ns + profile.times_ns[size], now_ns):
                 return self._send(worker, line, tickets, size, seal, start_ns, now_ns)
             batcher.put_back(line, tickets)
@@ -167,6 +170,9 @@ class Dispatcher:
         _, line, seal = min(choices, key=lambda choice: batcher.first(choice[1]).due_ns)
         tickets, size = batcher.take(line, worker.profiles[line.index], start_ns, batcher.WAYS[-1])
         assert tickets  # `take` tries the first one, whatever is expected
+        if start_ns + worker.profiles[line.index].least_ns > tickets[0].deadline_ns:
+            batcher.put_back(line, tickets)
+            return None
         return self._send(worker, line, tickets, size, seal, start_ns, now_ns)
 
     def _wait(self, until_ns: int, now_ns: int) -> Seal | None:

@@ -35,6 +35,7 @@ class Line:
     """State of one (model, version). Bounds: `queue_max` images up to a worker, `arena.count` slots."""
 
     __slots__ = (
+        "alike",
         "arena",
         "batch_count",
         "deadline_ns",
@@ -81,6 +82,8 @@ class Line:
         """What to expect of its batches; None until a worker has measured it."""
         self.worker_count = 1
         """Workers that serve it."""
+        self.alike = True
+        """Whether all of them are expected to take equally long. Of unlike ones the slowest may differ by size."""
         self.returns = Returns()
         self.small = TicketQueue(Stage.WAITING, Stage.WAITING)
         self.large = TicketQueue(Stage.WAITING, Stage.WAITING)

@@ -211,7 +211,10 @@ class Pace:
         """
         deadline_ns = self.deadline_ns
         rate = self.rate(now_ns)
-        self._margin_share = MARGIN_SHARE if profile.spread > STEADY_SPREAD else 0.0
+        margin_share = MARGIN_SHARE if profile.spread > STEADY_SPREAD else 0.0
+        if margin_share != self._margin_share:
+            self._margin_share = margin_share
+            self.tail_ns = self._tail()
         margin_ns = self.margin_ns(deadline_ns)
 
         def room_ns(time_ns: int) -> int:

@@ -127,7 +127,7 @@ class Plan:
                 continue
             if other.dues and other.dues[0] < due_ns:
                 due_ns = other.dues[0]
-            if other.profile is None or other.index not in worker.profiles:
+            if other.profile is None or other.index not in worker.profiles or not other.alike:
                 return False
             end_ns += -(-waiting // other.pace.size) * other.batch_ns
         return end_ns <= due_ns

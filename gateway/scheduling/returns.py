@@ -17,6 +17,8 @@ S = 1_000_000_000
 WAIT_NS_MIN = 1 * S
 """Retry-After counts in whole seconds."""
 
+WAIT_NS_MAX = 60 * S
+
 GRACE_NS = 5 * S
 """How long after its date a client is still let in before others."""
 
@@ -42,12 +44,15 @@ class Returns:
     def invite(self, client: Hashable, count: int, wait_ns: int, rate: float, now_ns: int) -> int:
         """A date for `count` images of a client, not before `wait_ns` from now; how long it is until then, in ns.
 
-        `rate`: images per ns that the workers can do. A client that has a date is told that one again.
+        `rate`: images per ns that the workers can do. A client that has a date is told that one again. Beyond
+        WAIT_NS_MAX there are no dates: who knows what will be then.
         """
         self._forget(now_ns)
         mine_ns = self._of.get(client, 0)
         if mine_ns > now_ns:
-            return mine_ns - now_ns
+            return max(mine_ns - now_ns, wait_ns)
+        if wait_ns > WAIT_NS_MAX:
+            return wait_ns
         date_ns = max(now_ns + max(WAIT_NS_MIN, wait_ns), self._last_ns)
         if len(self._dates) < DATES_MAX:
             self._last_ns = date_ns + int(count / (SHARE * rate))

@@ -23,6 +23,7 @@ from gateway.scheduling.ticket import (
     Batch,
     Body,
     Effect,
+    Priority,
     Role,
     Stage,
     Ticket,
@@ -161,7 +162,7 @@ class Scheduler:
             self._ledger.accept(ticket)
             tickets.append(ticket)
         line.pace.accepted(len(tickets))
-        if line.returns.is_due(client, now_ns):
+        if priority == Priority.REALTIME and line.returns.is_due(client, now_ns):
             line.returns.keep(client)
         return tickets
 

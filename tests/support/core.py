@@ -108,7 +108,6 @@ class Core:
     def worker_up(self, index: int, now_ns: int, *, models: Sequence[int] | None = None) -> None:
         """It comes up with these models, by index; with all of them when none are named."""
         self.s.worker_ready(index, dict.fromkeys(models or range(len(self.lines)), self.points), now_ns)
-        self.s._admission.review(now_ns)  # as traffic would bring about: the first one knows no device yet
 
     def worker_with(self, index: int, now_ns: int, *, kind: str = "", **points: Sequence[tuple[int, float]]) -> None:
         """It comes up with models m0, m1, ... by name, each of these (size, ms)."""
@@ -117,7 +116,6 @@ class Core:
             for name, shape in points.items()
         }
         self.s.worker_ready(index, shapes, now_ns, kind=kind)
-        self.s._admission.review(now_ns)  # as traffic would bring about: the first one knows no device yet
 
     def worker_fails(self, index: int, now_ns: int) -> None:
         """It dies until nothing is expected of it any more."""

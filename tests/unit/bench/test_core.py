@@ -23,7 +23,6 @@ def test_the_scheduler_is_the_real_one_with_the_exact_profile():
     assert policy.scheduler.lines[0].pace.best_size in T4.sizes
 
 
-@pytest.mark.xfail(reason="a core that was reviewed once keeps back more of a steady device than it does ever after")
 def test_the_best_size_is_what_the_core_chooses_while_it_runs():
     policy = Core()
     played(policy)

@@ -161,7 +161,6 @@ def test_where_no_smaller_size_is_left_places_are_kept_in_the_plan():
     assert refused(core, in_ms=32, at=LATER, client="ada") is None
 
 
-@pytest.mark.xfail(reason="a batch's last places are refused while a date is near, however idle the workers are")
 @pytest.mark.parametrize("count", [3, 4])
 def test_an_idle_server_takes_a_whole_batch_while_a_date_is_near(count: int):
     core = invited("ada")
@@ -169,7 +168,6 @@ def test_an_idle_server_takes_a_whole_batch_while_a_date_is_near(count: int):
     assert refused(core, count=count, at=LATER, client="bob") is None
 
 
-@pytest.mark.xfail(reason="who is refused for others' dates is given one, for which others are refused, for ever")
 def test_dates_do_not_outlive_the_overload():
     core = invited("ada")
     refusals = []

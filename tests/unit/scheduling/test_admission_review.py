@@ -99,7 +99,6 @@ def test_of_unlike_workers_the_slowest_is_planned_with():
     assert core.lines[0].profile.times_ns[4] == 3 * FLAT_NS
 
 
-@pytest.mark.xfail(reason="the slowest worker is who is slowest with the largest batch; another one's small ones count")
 def test_a_worker_that_is_slow_with_small_batches_only_is_not_overlooked():
     core = Core(line(deadline_ns=40 * MS, **ROOM), workers=2, up=False)
     core.do(NOW)

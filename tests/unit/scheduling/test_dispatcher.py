@@ -287,7 +287,6 @@ def test_when_there_is_no_slack_what_is_due_first_runs_whatever_its_class():
     assert core.do(NOW + 49 * MS - FLAT_NS) == ["run 0: 1 at 1, full"]
 
 
-@pytest.mark.xfail(reason="an idle slow worker is given what only a fast one, busy for a moment more, can do in time")
 def test_a_slow_worker_does_not_give_up_what_a_fast_one_can_do():
     core = Core(points=ONE, workers=2)
     core.worker_with(1, NOW, kind="slow", m0=((1, 100),))
@@ -297,6 +296,19 @@ def test_a_slow_worker_does_not_give_up_what_a_fast_one_can_do():
     assert core.do(NOW) == ["run 0: 1 at 1, full"]
     core.s.workers[1].ready = True
     core.tickets[1].deadline_ns = NOW + 60 * MS
+
+    assert core.do(NOW + 1 * MS) == []
+    core.ran(at=NOW + FLAT_NS)
+    assert core.do(NOW + FLAT_NS) == ["finish 1: ok", "run 0: 2 at 1, full"]
+
+
+def test_nor_does_it_when_the_plan_is_broken_already():
+    core = Core(points=ONE, workers=2)
+    core.s.workers[1].ready = core.s.workers[1].was_ready = False
+    rows(core, 60, 60)
+    core.fill()
+    assert core.do(NOW) == ["run 0: 1 at 1, full"]
+    core.worker_with(1, NOW, kind="slow", m0=((1, 100),))
 
     assert core.do(NOW + 1 * MS) == []
     core.ran(at=NOW + FLAT_NS)

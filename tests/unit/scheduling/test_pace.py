@@ -90,7 +90,6 @@ def test_never_more_than_a_third_is_kept_back():
 # Overruns
 
 
-@pytest.mark.xfail(reason="overruns are learned before anybody asked whether the device is steady")
 def test_a_steady_device_is_planned_without_a_margin_from_its_first_review_on():
     seen = []
     for reviews in (1, 2):

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gateway.scheduling.returns import DATES_MAX, GRACE_NS, SHARE, Returns
+from gateway.scheduling.returns import DATES_MAX, GRACE_NS, SHARE, WAIT_NS_MAX, Returns
 from tests.support.core import MS, NOW, S
 
 RATE = 100 / S
@@ -151,3 +151,10 @@ def test_no_room_is_kept_for_a_date_that_was_kept():
     assert returns.reserve(32, NOW + 1 * S + APART_NS, NOW) == 2, "the other one's is still to come"
     returns.keep("bob")
     assert returns.reserve(32, NOW + 60 * S, NOW) == 0
+
+
+def test_there_are_no_dates_beyond_a_minute_and_they_move_nobody_elses():
+    returns = Returns()
+
+    assert invited(returns, "ada", wait_ns=WAIT_NS_MAX + 1) == [WAIT_NS_MAX + 1]
+    assert invited(returns, "bob") == [1 * S]
