@@ -34,6 +34,9 @@ EXPECTED_PERCENT = 90
 MEMORY_NS = 10_000_000_000
 """Batches longer ago than this are forgotten: what was slow once must not be refused for ever, unmeasured."""
 
+SPREADS_MAX = 2.0
+"""How many times as far from the median as for most sizes the slowest run of a size may lie."""
+
 WARM_FLOOR = 0.5
 """Never expected to be faster than this share of the time measured at load."""
 
@@ -120,12 +123,14 @@ class Profile:
 
     def _measured(self, point: ProfilePoint) -> float:
         """What a size took lately, or at load, in ns."""
+        # The p99 of a few runs is their slowest; where it stands out from the other sizes', it was an accident.
+        warm_ns = min(point.p99_ns, (1 + SPREADS_MAX * self.spread) * point.p50_ns)
         ranked = sorted(took_ns for _, took_ns in self._windows[point.size])
         if len(ranked) < SETTLED_COUNT:
             # The slowest of a few may be an accident; the second slowest is not.
-            return max([point.p99_ns, *ranked[:-1]])
+            return max([warm_ns, *ranked[:-1]])
         measured = ranked[-(-len(ranked) * EXPECTED_PERCENT // 100) - 1]
-        return max(measured, WARM_FLOOR * point.p99_ns)
+        return max(measured, WARM_FLOOR * warm_ns)
 
     def best_size(self, fits: Callable[[int, int], bool]) -> int:
         """The smallest size whose throughput is within WORTH of the best among those that fit; else the smallest.
