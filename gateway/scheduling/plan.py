@@ -165,7 +165,8 @@ class Plan:
             return NEVER_NS
         drift_ns = now_ns - starts.at_ns if starts.idle_count else 0
         behind = (place + count - 1) // size + 1
-        rate = line.pace.rate(now_ns) if growing else 0.0
+        # Where the batch class waits, batches are full anyway.
+        rate = line.pace.rate(now_ns) if growing and not line.batch_count else 0.0
         delay_ns = 0
         worst_ns = -NEVER_NS
         for chunk in range(first, behind):
@@ -175,7 +176,8 @@ class Plan:
                 # A newcomers' batch waits until they are decoded, and what is behind it waits with it.
                 delay_ns, start_ns = ready_ns - start_ns, ready_ns
             by_count, head = starts.by_counts[chunk], chunk * size
-            held = min(size, total - head)
+            # Of the batch class only what is due before them: the rest fills up what room there is, or waits.
+            held = min(size, max(place + count, total - line.batch_count) - head)
             grown = min(size, held + int(rate * (start_ns - now_ns)))
             late_ns = start_ns + by_count[grown] - due_ns
             if head < place:

@@ -46,9 +46,9 @@ def test_a_greedy_model_starves_nobody():
 def test_the_batch_class_gets_what_real_time_leaves_and_takes_nothing_from_it():
     capacity = T4.capacity(4)
     trace = traces.classes(
-        3, 0.5 * capacity, 2 * capacity, 4.0, deadline_ns=T4.deadline_ns, batch_deadline_ns=100 * T4.deadline_ns
+        3, 0.5 * capacity, 2 * capacity, 6.0, deadline_ns=T4.deadline_ns, batch_deadline_ns=100 * T4.deadline_ns
     )
-    played = Machine(trace, T4, Core(), worker_count=4).play(warmup_s=1.0)
+    played = Machine(trace, T4, Core(), worker_count=4).play(warmup_s=3.0)
 
     realtime = trace.priority == traces.REALTIME
     assert played.late == played.dropped == 0
