@@ -127,6 +127,8 @@ class Admission:
     def _lateness_ns(self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int, client: Hashable) -> int:
         """As `Plan.lateness_ns`; places that are kept for those who were told to come back are for them only."""
         plan = self._plan
+        if not line.returns:
+            return plan.lateness_ns(line, due_ns, count, ready_ns, now_ns)
         if client is not None and line.returns.is_due(client, now_ns):
             return plan.lateness_ns(line, due_ns, count, ready_ns, now_ns, growing=False)
         lateness_ns = plan.lateness_ns(line, due_ns, count, ready_ns, now_ns)

@@ -105,9 +105,10 @@ class Plan:
         """
         if len(line.dues) < FEW_BATCHES * line.pace.size and self._has_room(line, due_ns, count, max(ready_ns, now_ns)):
             return 0
-        if all(other is line or not other.dues for other in self._lines):
-            return self._alone_ns(line, due_ns, count, ready_ns, now_ns, growing=growing)
-        return self._together_ns(now_ns, line, due_ns, count, ready_ns)
+        for other in self._lines:
+            if other.dues and other is not line:
+                return self._together_ns(now_ns, line, due_ns, count, ready_ns)
+        return self._alone_ns(line, due_ns, count, ready_ns, now_ns, growing=growing)
 
     def _has_room(self, line: Line, due_ns: int, count: int, now_ns: int) -> bool:
         """Whether one worker alone would do everything, in whole batches, before the first due time. Costs a fraction

@@ -41,6 +41,10 @@ class Returns:
         """The date of each client that has not come yet."""
         self._last_ns = 0
 
+    def __bool__(self) -> bool:
+        """Whether somebody has a date."""
+        return bool(self._of)
+
     def invite(self, client: Hashable, count: int, wait_ns: int, rate: float, now_ns: int) -> int:
         """A date for `count` images of a client, not before `wait_ns` from now; how long it is until then, in ns.
 
@@ -62,8 +66,6 @@ class Returns:
 
     def is_due(self, client: Hashable, now_ns: int) -> bool:
         """Whether a client comes on its date."""
-        if not self._of:
-            return False
         mine_ns = self._of.get(client)
         return mine_ns is not None and mine_ns <= now_ns <= mine_ns + GRACE_NS
 
@@ -73,8 +75,6 @@ class Returns:
 
     def reserve(self, size: int, until_ns: int, now_ns: int) -> int:
         """Images of a batch of `size` to keep free for those who may come on their dates before `until_ns`."""
-        if not self._of:
-            return 0
         self._forget(now_ns)
         dates = self._dates
         while dates and self._of.get(dates[0][1]) != dates[0][0]:

@@ -149,7 +149,10 @@ class Scheduler:
         """
         now_ns = self._at(now_ns)
         feeder = self.feeder
-        cost_ns = sum(feeder.estimate_ns(size) for _, size, encoding in parts if encoding is not TENSOR)
+        cost_ns = 0
+        for _, size, encoding in parts:
+            if encoding is not TENSOR:
+                cost_ns += feeder.estimate_ns(size)
         self._admission.offered(line, len(parts), priority, now_ns)
         promise = self._admission.check(line, deadline_ns, len(parts), priority, cost_ns, now_ns, client=client)
         tickets = []
@@ -162,7 +165,7 @@ class Scheduler:
             self._ledger.accept(ticket)
             tickets.append(ticket)
         line.pace.accepted(len(tickets))
-        if priority == Priority.REALTIME and line.returns.is_due(client, now_ns):
+        if line.returns and priority == Priority.REALTIME and line.returns.is_due(client, now_ns):
             line.returns.keep(client)
         return tickets
 
