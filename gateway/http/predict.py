@@ -129,7 +129,7 @@ class Predict:
     ) -> Reply:
         """Answer one request, there since `received_ns`.
 
-        Raises Refusal before it is known whose it is; CancelledError when the client left.
+        Raises: UnknownModel; CancelledError when the client left.
         """
         served = self._served.get((name, version))
         if served is None:
@@ -148,13 +148,14 @@ class Predict:
             finally:
                 self._limiter.release(claim)
         except errors.Refusal as refusal:
+            # Answered here: under overload most requests end so, and each frame that an exception crosses costs.
             counts.request_refused(refusal.code)
-            if client is None or not client.limited:
-                raise
-            retry_s = refusal.retry_after_s if isinstance(refusal, errors.RateLimited) else None
-            if claim is not None:
-                priority = claim.priority  # The body may have named another.
-            limits = header_text(client, priority, time.monotonic_ns(), retry_s=retry_s)
+            limits = ""
+            if client is not None and client.limited:
+                retry_s = refusal.retry_after_s if isinstance(refusal, errors.RateLimited) else None
+                if claim is not None:
+                    priority = claim.priority  # The body may have named another.
+                limits = header_text(client, priority, time.monotonic_ns(), retry_s=retry_s)
             return self._refuse(refusal, request_id, limits)
         except asyncio.CancelledError:
             counts.client_closed += 1
