@@ -185,7 +185,7 @@ def efficientnet_ratio(rounds: int, seconds: float) -> dict[str, Any]:
     ratios, table = [], Table("round", "batch", "bare images/s", "gateway images/s", "ratio")
     with rig.gateway(repository) as running:
         with urllib.request.urlopen(f"{running.url}/models/efficientnet_lite0") as response:
-            size = json.load(response)["versions"][0]["workers"][0]["batch_size_best"]
+            size = json.load(response)["versions"][0]["batching"]["size_best"]
         url = f"{running.url}/predictions/efficientnet_lite0"
         uvloop.run(load.closed(url, body, "image/jpeg", 16, 0.0, 1.0))
         for number in range(rounds):
