@@ -193,8 +193,9 @@ class Predict:
         try:
             size = self._reader.announced_size(asked.request) if asked.read_payload is payloads.read_one else 0
             whose = self._identity.name_of(asked.request, claim.client)
+            priority = _PRIORITIES[asked.url.priority]  # A claim that nothing limits is everybody's, and has no class.
             self._core.precheck(
-                served.line, deadline_ns, time.monotonic_ns(), priority=claim.priority, size=size, client=whose
+                served.line, deadline_ns, time.monotonic_ns(), priority=priority, size=size, client=whose
             )
             ours = _NO_ROOM  # How long its body takes is the client's own doing.
             body = self._reader.read_nowait(asked.request) or await self._reader.read(asked.request, deadline_ns)

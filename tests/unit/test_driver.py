@@ -167,6 +167,16 @@ async def answered(call, timeout_s=10.0):
     return call.outcomes
 
 
+def test_a_models_weight_and_a_devices_kind_reach_the_core():
+    async def story(room):
+        await room.up()
+        assert room.core.workers[0].kind == "cpu"
+        heavy = msgspec.structs.replace(CONTRACT, batching=msgspec.structs.replace(CONTRACT.batching, weight=3.0))
+        assert Driver._line(0, ModelVersion("m", 1, Path("/nowhere"), heavy, ()), 4).weight == 3.0
+
+    in_a_room(story)
+
+
 def test_an_image_goes_its_way():
     async def story(room):
         decoder, worker = await room.up()

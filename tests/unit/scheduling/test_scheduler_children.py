@@ -254,3 +254,43 @@ def test_ready_is_every_model_and_a_decoder():
     assert core.s.is_ready
     core.s.decoder_lost(1, 0, guilty=False, now_ns=NOW)
     assert not core.s.is_ready
+
+
+# What batches teach
+
+
+def ran_slowly(core: Core, count: int, took_ns: int) -> None:
+    """That many batches of one, each `took_ns` long."""
+    for number in range(count):
+        at = NOW + number * 2 * took_ns
+        core.tensors(1, at=at, deadline_ns=at + 10 * S)
+        assert len(core.do(at)) == 1
+        core.ran(at=at + took_ns)
+        core.do(at + took_ns)
+        core.s.release(core.tickets[-1])
+
+
+def test_batches_that_run_keep_the_profile_current():
+    core = Core(points=((1, 10 * MS),))
+    before_ns = core.lines[0].profile.by_count[1]
+    ran_slowly(core, 16, 30 * MS)
+
+    assert before_ns < 11 * MS < 30 * MS <= core.lines[0].profile.by_count[1]
+
+
+def test_batches_that_take_longer_than_expected_widen_the_margin():
+    core = Core(points=((1, 10 * MS),))
+    ran_slowly(core, 1, 200 * MS)
+    core.s._admission.review(NOW + 1 * S)
+
+    assert core.lines[0].statistics().overrun_ns >= 180 * MS
+
+
+def test_a_batch_that_was_refused_as_late_teaches_nothing():
+    core = Core(points=((1, 10 * MS),))
+    core.tensors(1, deadline_ns=NOW + 10 * S)
+    core.do(NOW)
+    core.ran(at=NOW + 900 * MS, status=ItemStatus.LATE)
+    core.s._admission.review(NOW + 1 * S)
+
+    assert core.lines[0].statistics().overrun_ns == 0
