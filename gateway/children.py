@@ -6,25 +6,28 @@ given is broken; it is killed and never believed again.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
 from gateway import errors, logs
+from gateway.scheduling import refusals
 from gateway.scheduling.ticket import Role
 from shm import wire
 from shm.heritage import Limits
 from shm.wire import ItemStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gateway.config import Settings
     from gateway.memory import Memory
     from gateway.metrics import Metrics
     from gateway.models.repository import ModelVersion
     from gateway.scheduling.scheduler import Scheduler
-    from gateway.scheduling.ticket import Kill, Spawn
+    from gateway.scheduling.ticket import Interrupt, Kill, Spawn, Stuck, Ticket
     from gateway.supervisor import Child, Obituary, Supervisor
     from shm.heritage import Heritage
     from shm.layout import Field
@@ -59,7 +62,7 @@ def _ranks(fields: Sequence[Field]) -> bool:
 
 
 class Children:
-    """Every child as the gateway knows it. `states` and `devices` in wire order; `changed` asks for a pump."""
+    """Every child as the gateway knows it. `changed` asks for a pump, and tells whoever waits for a child."""
 
     def __init__(
         self,
@@ -68,14 +71,18 @@ class Children:
         supervisor: Supervisor,
         *,
         settings: Settings,
-        models: Sequence[ModelVersion],
+        models: Mapping[int, ModelVersion],
         metrics: Metrics,
         changed: Callable[[], None],
     ) -> None:
-        self.states = [ModelState() for _ in models]
+        self.states = {index: ModelState() for index in models}
+        """By line index."""
         self.devices = list(settings.devices)
-        self.worker_devices = [""] * len(self.devices)
-        """What each worker said it runs on, once it is up."""
+        """By seat."""
+        self.worker_devices: dict[int, str] = {}
+        """What each worker said it runs on, once it is up; by its index."""
+        self.deaths: dict[tuple[Role, int], int] = {}
+        """By role and seat (a decoder's index)."""
         self.stopping = False
         """Whether deaths are wanted, and nobody's business any more."""
         self._core = core
@@ -94,10 +101,12 @@ class Children:
     def spawn(self, spawn: Spawn) -> None:
         """Start a child; when that fails, it died."""
         decoder = spawn.role is Role.DECODER
+        seat = spawn.index if decoder else self._core.worker(spawn.index).seat
         try:
             self._supervisor.spawn(
                 spawn.role,
                 spawn.index,
+                seat=seat,
                 module="gateway.decoding" if decoder else "gpuworker",
                 heritage=self._decoder_heritage if decoder else self._worker_heritage(spawn.index),
                 on_frame=self._decoder_frame if decoder else self._worker_frame,
@@ -111,31 +120,77 @@ class Children:
         """SIGKILL a child."""
         self._supervisor.kill(kill.role, kill.index, kill.reason)
 
+    def interrupt(self, interrupt: Interrupt) -> None:
+        """Have a worker give up what it runs."""
+        child = self._supervisor.children.get((Role.WORKER, interrupt.worker))
+        if child is not None:
+            _log.warning("worker_interrupted", index=interrupt.worker, pid=child.pid)
+            child.send_signal(signal.SIGUSR1)
+
+    def stuck(self, stuck: Stuck) -> None:
+        """Say that a killed child is not gone. Nobody can do more about it."""
+        child = self._supervisor.children.get((stuck.role, stuck.index))
+        pid = child.pid if child is not None else 0
+        _log.error("child_stuck", role=stuck.role.value, index=stuck.index, pid=pid, advice="it hangs in the kernel")
+
     def _decoder_heritage(self, fd: int, recorder: Segment) -> Heritage:
         return self._memory.decoder_heritage(os.getpid(), fd, recorder, self._limits)
 
     def _worker_heritage(self, index: int) -> Callable[[int, Segment], Heritage]:
         def heritage(fd: int, recorder: Segment) -> Heritage:
+            worker = self._core.worker(index)
             return self._memory.worker_heritage(
-                os.getpid(), fd, recorder, device=self.devices[index], thread_count=self._thread_count
+                os.getpid(),
+                fd,
+                recorder,
+                models=worker.models,
+                device=self.devices[worker.seat],
+                thread_count=self._thread_count,
             )
 
         return heritage
 
     def _died(self, child: Child, obituary: Obituary) -> None:
         if not self.stopping:
-            self.lost(child.role, child.index, blamed=obituary.blamed, guilty=obituary.guilty)
+            guilty = obituary.guilty if child.role is Role.DECODER else obituary.crashed
+            self.lost(child.role, child.index, blamed=obituary.blamed, guilty=guilty)
 
     def lost(self, role: Role, index: int, *, blamed: int, guilty: bool) -> None:
         """A child is dead and reaped, or could not be started."""
         now_ns = time.monotonic_ns()
         if role is Role.DECODER:
+            seat = index
             self._core.decoder_lost(index, blamed, guilty=guilty, now_ns=now_ns)
         else:
-            self._core.worker_lost(index, now_ns)
-            for state in self.states:
+            worker = self._core.worker(index)
+            seat = worker.seat
+            self._core.worker_lost(index, now_ns, guilty=guilty)
+            self._convict()
+            for state in self.states.values():
                 state.loading.pop(index, None)
+                if worker.retiring:
+                    state.loaded.pop(index, None)
+            if worker.retiring:
+                self.worker_devices.pop(index, None)
+        self.deaths[role, seat] = self.deaths.get((role, seat), 0) + 1
         self._changed()
+
+    def _convict(self) -> None:
+        """Images that crashed the model twice: their pixels are refused from now on."""
+        for ticket in list(self._core.blame.accused):
+            self._core.convict(ticket, self._digest(ticket), time.monotonic_ns())
+
+    def _digest(self, ticket: Ticket) -> bytes:
+        """Of the pixels in a ticket's slot."""
+        pixels = self._memory.models[ticket.line.index].pixels[ticket.slot]
+        return hashlib.blake2b(pixels.reshape(-1).data, digest_size=16).digest()
+
+    def refusal(self, ticket: Ticket) -> errors.Refusal | None:
+        """Why the pixels in a ticket's slot must not reach a worker, if they must not."""
+        blame = self._core.blame
+        if blame.covers(ticket.line) and blame.is_convicted(ticket.line, self._digest(ticket), time.monotonic_ns()):
+            return refusals.poisoned()
+        return None
 
     def _decoder_frame(self, child: Child, frame: memoryview) -> None:
         now_ns = time.monotonic_ns()
@@ -150,9 +205,11 @@ class Children:
             self._core.decoder_ready(child.index, now_ns)
             return self._changed()
         for item in message.items:
-            refusal = None
+            refusal: errors.Refusal | None = None
             if item.status is not ItemStatus.OK:
                 refusal = _REFUSALS.get(item.status, errors.UndecodableImage)(item.detail)
+            elif (ticket := self._core.feeder.decoders[child.index].held.get(item.ticket)) is not None:
+                refusal = self.refusal(ticket)
             if not self._core.decoded(child.index, item.ticket, refusal, item.decode_ns, now_ns):
                 return self._break(child, "answered an image that it was not given")
         return self._changed()
@@ -181,6 +238,16 @@ class Children:
         batch = self._core.batch_done(child.index, ran.batch, ran.statuses, time.monotonic_ns())
         if batch is None:
             raise wire.WireError("answered a batch that it was not given")
+        if ran.statuses[0] > ItemStatus.LATE:
+            _log.error(
+                "batch_given_up",
+                worker=child.index,
+                batch=ran.batch,
+                cause=ran.statuses[0].name.lower(),
+                detail=ran.detail,
+            )
+            self._convict()
+            return
         if ran.statuses[0] is not ItemStatus.LATE:
             self._metrics.models[batch.line.index].batch_ran(
                 len(batch.tickets), batch.seal, ran.gather_ns, ran.run_ns, ran.write_ns
@@ -189,10 +256,12 @@ class Children:
             _log.error("batch_failed", worker=child.index, batch=ran.batch, detail=ran.detail)
 
     def _model_news(self, child: Child, message: wire.Loading | wire.Loaded | wire.LoadFailed) -> None:
-        if not 0 <= message.model < len(self._models):
+        worker = self._core.worker(child.index)
+        if message.model not in worker.models:
             raise ValueError("named a model that it was not given")
-        if self._core.workers[child.index].ready:
+        if worker.ready:
             raise ValueError("had news of a model after it was ready")
+        self._core.worker_loading(child.index)
         state, model = self.states[message.model], self._models[message.model]
         index = child.index
         if isinstance(message, wire.Loading):
@@ -222,11 +291,9 @@ class Children:
 
     def _worker_ready(self, child: Child, message: wire.WorkerReady) -> None:
         index = child.index
-        if self._core.workers[index].ready:
+        if self._core.worker(index).ready:
             raise ValueError("was ready twice")
         self.worker_devices[index] = message.device
-        profiles = {
-            model: state.loaded[index].profile for model, state in enumerate(self.states) if index in state.loaded
-        }
+        profiles = {model: state.loaded[index].profile for model, state in self.states.items() if index in state.loaded}
         self._core.worker_ready(index, profiles, time.monotonic_ns(), kind=message.device)
         _log.info("worker_ready", index=index, pid=child.pid, device=message.device, rss=message.rss_size)

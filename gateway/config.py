@@ -71,6 +71,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float,
         noted("s", "Time a child has to be ready, with every model warm, else it is killed.", gt=0, le=3600),
     ] = 120.0
+    restarts_max: Annotated[
+        int,
+        noted(
+            "restarts",
+            "Restarts of one worker within restarts_window_s; then it is out of service.",
+            ge=1,
+            le=1_000_000,
+        ),
+    ] = 5
+    restarts_window_s: Annotated[float, noted("s", "See restarts_max.", gt=0, le=86_400)] = 60.0
 
     decoders: Annotated[
         int, noted("processes", "Decoder processes; 0: half of the cores, at least 2.", ge=0, le=256)

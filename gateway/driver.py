@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import errors, logs
 from gateway.calls import Call, Classes
-from gateway.children import Children
+from gateway.children import Children, ModelState
 from gateway.memory import Memory, slot_count
 from gateway.metrics import Metrics, Sample
 from gateway.scheduling.line import Line
@@ -22,12 +22,14 @@ from gateway.scheduling.ticket import (
     Effect,
     Fill,
     Finish,
+    Interrupt,
     Kill,
     Role,
     RunBatch,
     Send,
     Spawn,
     Stage,
+    Stuck,
     Ticket,
 )
 from gateway.supervisor import Supervisor
@@ -57,31 +59,28 @@ _BINARY = wire.Encoding.BINARY
 
 
 class Driver:
-    """One gateway's core with its children. `models` in wire order."""
+    """One gateway's core with its children. `models` are served from the start, one worker with all of them on each
+    seat; others come by `add_model` and workers of their own.
+    """
 
     def __init__(self, settings: Settings, models: Sequence[ModelVersion]) -> None:
-        self.models = list(models)
-        worker_count, decoder_count = len(settings.devices), settings.decoder_count()
-        counts = [
-            slot_count(
-                model.contract,
-                worker_count=worker_count,
-                decoder_count=decoder_count,
-                frame_count_max=settings.decode_frame_count_max,
-            )
-            for model in models
-        ]
-        self.memory = Memory(models, counts, bodies_size=settings.bodies_size_max)
+        self.models: dict[int, ModelVersion] = {}
+        """By line index, which grows and is never used twice."""
+        self._settings = settings
+        self._line_count = 0
+        self.memory = Memory(bodies_size=settings.bodies_size_max)
         self.core = Scheduler(
-            [self._line(index, model, count) for index, (model, count) in enumerate(zip(models, counts, strict=True))],
+            [],
             bodies=BodyArena(settings.bodies_size_max),
-            worker_count=worker_count,
-            decoder_count=decoder_count,
+            worker_count=0,
+            decoder_count=settings.decoder_count(),
             frame_count_max=settings.decode_frame_count_max,
             decoder_hang_ns=int(settings.decode_cpu_ms_max * 3e6) + 1_000_000_000,
             start_timeout_ns=int(settings.child_start_timeout_s * 1e9),
+            restarts_max=settings.restarts_max,
+            restarts_window_ns=int(settings.restarts_window_s * 1e9),
         )
-        self.metrics = Metrics([f"{model.name}/{model.version}" for model in models])
+        self.metrics = Metrics()
         self.metrics.probes.append(self._samples)
         self._loop = asyncio.get_running_loop()
         self.supervisor = Supervisor(self._loop)
@@ -90,10 +89,11 @@ class Driver:
             self.memory,
             self.supervisor,
             settings=settings,
-            models=models,
+            models=self.models,
             metrics=self.metrics,
-            changed=self._ask_pump,
+            changed=self._child_changed,
         )
+        self._changed: asyncio.Future[None] | None = None
         self._pump_asked = False
         self._stopping = False
         self._timer: asyncio.TimerHandle | None = None
@@ -105,21 +105,64 @@ class Driver:
             RunBatch: self._run,
             Finish: self._finish,
             Spawn: self.children.spawn,
+            Interrupt: self.children.interrupt,
             Kill: self.children.kill,
+            Stuck: self.children.stuck,
         }
+        lines = [self.add_model(model) for model in models]
+        for line in lines:
+            line.awaited = True
+        for seat in range(len(settings.devices) if lines else 0):
+            self.core.add_worker(seat, frozenset(self.models), time.monotonic_ns())
 
-    @staticmethod
-    def _line(index: int, model: ModelVersion, count: int) -> Line:
-        limits = model.contract.limits
-        return Line(
+    # -- models --------------------------------------------------------------------------------------------------
+
+    def add_model(self, model: ModelVersion) -> Line:
+        """A line with slots of its own; it is served once a worker has it. Raises OSError when there is no memory."""
+        settings, contract = self._settings, model.contract
+        count = slot_count(
+            contract,
+            worker_count=len(settings.devices),
+            decoder_count=settings.decoder_count(),
+            frame_count_max=settings.decode_frame_count_max,
+        )
+        index = self._line_count
+        self.memory.add(index, model, count)
+        line = Line(
             index,
             model.name,
             slot_count=count,
-            queue_max=limits.queue_max,
-            window_ns=int(model.contract.batching.window_ms * 1e6),
-            deadline_ns=int(limits.deadline_ms * 1e6),
-            weight=model.contract.batching.weight,
+            queue_max=contract.limits.queue_max,
+            window_ns=int(contract.batching.window_ms * 1e6),
+            deadline_ns=int(contract.limits.deadline_ms * 1e6),
+            weight=contract.batching.weight,
         )
+        self._line_count += 1
+        self.models[index] = model
+        self.metrics.add(index, f"{model.name}/{model.version}")
+        self.children.states[index] = ModelState()
+        self.core.add_line(line)
+        return line
+
+    def remove_model(self, line: Line) -> None:
+        """Give back the slots of a line that was closed, is empty, and that no worker has any more."""
+        self.core.remove_line(line)
+        del self.children.states[line.index]
+        self.metrics.remove(line.index)
+        self.memory.remove(line.index)
+        del self.models[line.index]
+
+    async def wait_changed(self) -> None:
+        """Until something happened to a child: it came up, died, or said something of a model."""
+        if self._changed is None:
+            self._changed = self._loop.create_future()
+        await asyncio.shield(self._changed)
+
+    def _child_changed(self) -> None:
+        if self._changed is not None:
+            self._changed.set_result(None)
+            self._changed = None
+        self._ask_pump()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -269,7 +312,7 @@ class Driver:
         memory = self.memory.models[ticket.line.index]
         source = self.memory.bodies_view[ticket.offset : ticket.offset + ticket.size]
         memory.pixels[ticket.slot].reshape(-1).data[:] = source
-        self.core.filled(ticket, time.monotonic_ns())
+        self.core.filled(ticket, time.monotonic_ns(), self.children.refusal(ticket))
 
     def _run(self, run: RunBatch) -> None:
         batch = run.batch
@@ -317,7 +360,8 @@ class Driver:
 
     def _samples(self) -> Iterator[Sample]:
         """What the metrics read off the core at each scrape."""
-        for line, counts in zip(self.core.lines, self.metrics.models, strict=True):
+        for line in self.core.lines:
+            counts = self.metrics.models[line.index]
             for state, count in line.arena.statistics().items():
                 yield "penstock_slots", (counts.name, state), count
             yield "penstock_queue_images", (counts.name, "decode"), line.waiting_count
@@ -331,11 +375,15 @@ class Driver:
             for worker in self.core.workers:
                 profile = worker.profiles.get(line.index)
                 for size, time_ns in profile.times_ns.items() if profile is not None else ():
-                    yield "penstock_expected_batch_seconds", (counts.name, str(worker.index), str(size)), time_ns / 1e9
+                    yield "penstock_expected_batch_seconds", (counts.name, str(worker.seat), str(size)), time_ns / 1e9
         yield "penstock_body_bytes", (), self.core.bodies.held_size
         yield "penstock_body_bytes_max", (), self.core.bodies.size
-        for role, children in ((Role.DECODER, self.core.feeder.decoders), (Role.WORKER, self.core.workers)):
-            for child in children:
-                yield "penstock_child_restarts", (role.value, str(child.index)), child.restarts.total
-                yield "penstock_child_ready", (role.value, str(child.index)), float(child.ready)
+        seats = [(Role.DECODER, decoder.index, decoder.ready) for decoder in self.core.feeder.decoders]
+        # Of a seat's two workers, while one follows the other, the newer one is asked.
+        ready = {worker.seat: worker.ready for worker in self.core.workers}
+        seats += [(Role.WORKER, seat, ready.get(seat, False)) for seat in range(len(self._settings.devices))]
+        for role, seat, is_ready in seats:
+            labels = (role.value, str(seat))
+            yield "penstock_child_restarts", labels, self.children.deaths.get((role, seat), 0)
+            yield "penstock_child_ready", labels, float(is_ready)
         yield "penstock_log_lines_dropped", (), logs.dropped_count()

@@ -94,6 +94,12 @@ class InferenceFailed(Refusal):
     code = "inference_failed"
 
 
+class Poisoned(Refusal):
+    """The image crashes workers, or hangs them."""
+
+    code = "poisoned"
+
+
 class WorkerLost(Refusal):
     """The process that held the image died, and so did the next one."""
 

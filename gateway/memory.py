@@ -1,11 +1,13 @@
 """Every segment of a gateway: one of request bodies, and per model one of input slots and one of output slots.
 
-Made before the first child, closed after the last. Children get the fds by heritage: decoders write input slots and
-only read bodies; workers write output slots and only read input slots. Nothing has a name in any file system.
+Bodies live as long as the gateway, slots as long as their model is served. Children get the fds by heritage: decoders
+write input slots and only read bodies; workers write output slots and only read input slots. Nothing has a name in any
+file system.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from shm.heritage import Grant, Heritage, Limits, ModelGrant
 from shm.segment import Segment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -55,9 +57,13 @@ class ModelMemory:
         shape = model.contract.input.shape
         size = layout.Field("pixels", "uint8", shape).size
         self.output_slot_size = output_size(model.contract)
-        self.input = Segment.create(f"{model.name}-in", layout.stride(size) * count)
-        self.output = Segment.create(f"{model.name}-out", layout.stride(self.output_slot_size) * count)
-        self.input_readonly_fd = self.input.readonly_fd()
+        with contextlib.ExitStack() as undo:
+            self.input = Segment.create(f"{model.name}-in", layout.stride(size) * count)
+            undo.callback(self.input.close)
+            self.output = Segment.create(f"{model.name}-out", layout.stride(self.output_slot_size) * count)
+            undo.callback(self.output.close)
+            self.input_readonly_fd = self.input.readonly_fd()
+            undo.pop_all()
         self.pixels: NDArray[np.uint8] = views.pixel_rows(self.input.map, shape, count)
         self.outputs: dict[str, NDArray[Any]] = {}
 
@@ -80,41 +86,58 @@ class ModelMemory:
 class Memory:
     """All segments. `bodies_view` is the gateway's writable view of the bodies segment."""
 
-    def __init__(self, models: Sequence[ModelVersion], slot_counts: Sequence[int], *, bodies_size: int) -> None:
+    def __init__(self, *, bodies_size: int) -> None:
         self.bodies = Segment.create("bodies", bodies_size, sole_writer=True)
         self.bodies_view = memoryview(self.bodies.map)
         self._bodies_readonly_fd = self.bodies.readonly_fd()
-        self.models = [ModelMemory(model, count) for model, count in zip(models, slot_counts, strict=True)]
+        self.models: dict[int, ModelMemory] = {}
+        """By line index."""
+
+    def add(self, index: int, model: ModelVersion, count: int) -> ModelMemory:
+        """Slots for one more model. Raises OSError when there is no memory, or no descriptor, for them."""
+        memory = self.models[index] = ModelMemory(model, count)
+        return memory
+
+    def remove(self, index: int) -> None:
+        """A model is served no more, and nobody holds a slot of it."""
+        self.models.pop(index).close()
 
     def close(self) -> None:
         """Give everything back; the children are gone by now."""
         self.bodies_view.release()
         self.bodies.close()
         os.close(self._bodies_readonly_fd)
-        for memory in self.models:
+        for memory in self.models.values():
             memory.close()
 
     def decoder_heritage(self, parent: int, socket_fd: int, recorder: Segment, limits: Limits) -> Heritage:
         """What a decoder inherits. `limits.address_space_size_max` gets the size of all segments added."""
-        mapped = self.bodies.size + sum(memory.input.size for memory in self.models)
+        mapped = self.bodies.size + sum(memory.input.size for memory in self.models.values())
         return Heritage(
             parent=parent,
             socket_fd=socket_fd,
             recorder=Grant(recorder.fd, recorder.size, writable=True),
-            models=[self._grant(index, memory, for_worker=False) for index, memory in enumerate(self.models)],
+            models=[self._grant(index, memory, for_worker=False) for index, memory in self.models.items()],
             bodies=Grant(self._bodies_readonly_fd, self.bodies.size, writable=False),
             limits=msgspec.structs.replace(limits, address_space_size_max=limits.address_space_size_max + mapped),
         )
 
     def worker_heritage(
-        self, parent: int, socket_fd: int, recorder: Segment, *, device: str, thread_count: int
+        self,
+        parent: int,
+        socket_fd: int,
+        recorder: Segment,
+        *,
+        models: Iterable[int],
+        device: str,
+        thread_count: int,
     ) -> Heritage:
-        """What a worker inherits."""
+        """What a worker inherits that is to serve `models`, by line index."""
         return Heritage(
             parent=parent,
             socket_fd=socket_fd,
             recorder=Grant(recorder.fd, recorder.size, writable=True),
-            models=[self._grant(index, memory, for_worker=True) for index, memory in enumerate(self.models)],
+            models=[self._grant(index, self.models[index], for_worker=True) for index in sorted(models)],
             device=device,
             thread_count=thread_count,
         )

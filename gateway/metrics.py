@@ -75,6 +75,9 @@ TABLE = (
 )  # fmt: skip
 """Every metric there is. Times are seconds, sizes bytes, as Prometheus wants them."""
 
+_SUMS = frozenset({"penstock_slots", "penstock_queue_images"})
+"""Gauges that count things: those of two lines of one name add up."""
+
 
 class Histograms:
     """Histograms of values that are always observed together, one column each, in one unit.
@@ -177,14 +180,28 @@ Sample = tuple[str, tuple[str, ...], float]
 class Metrics(Collector):
     """All metrics of one gateway. `probes` are asked at each scrape for what others keep."""
 
-    def __init__(self, model_names: Iterable[str]) -> None:
-        self.models = [ModelMetrics(name) for name in model_names]
+    def __init__(self) -> None:
+        self.models: dict[int, ModelMetrics] = {}
+        """By line index. Lines of one name and version, as there are while one is reloaded, share theirs."""
         self.probes: list[Callable[[], Iterable[Sample]]] = []
         self.refusals: dict[str, int] = {}
         self.loop_lag_s = 0.0
         self.loop_lag_max_s = 0.0
         self._registry = CollectorRegistry()
         self._registry.register(self)
+
+    def add(self, index: int, name: str) -> None:
+        """One more line, of the model `name`, which is NAME/VERSION."""
+        known = next((model for model in self.models.values() if model.name == name), None)
+        self.models[index] = known or ModelMetrics(name)
+
+    def remove(self, index: int) -> None:
+        """A line is gone."""
+        del self.models[index]
+
+    def _counted(self) -> list[ModelMetrics]:
+        """Each model once."""
+        return list(dict.fromkeys(self.models.values()))
 
     def expose(self) -> bytes:
         """The Prometheus text format."""
@@ -196,13 +213,15 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every row of TABLE with its samples."""
-        samples: dict[str, list[tuple[tuple[str, ...], float]]] = {}
+        samples: dict[str, dict[tuple[str, ...], float]] = {}
         for name, labels, value in self._samples():
-            samples.setdefault(name, []).append((labels, value))
+            # Of a model that is being reloaded both lines count; what is no count is the newer one's.
+            known = samples.setdefault(name, {})
+            known[labels] = value + (known.get(labels, 0) if name in _SUMS else 0)
         for row in TABLE:
             if row.kind == "histogram":
                 histogram = HistogramMetricFamily(row.name, row.help, labels=row.labels)
-                for model in self.models:
+                for model in self._counted():
                     for labels, (buckets, total) in model.histograms(row.name):
                         histogram.add_metric(labels, buckets, total)
                 yield histogram
@@ -212,13 +231,13 @@ class Metrics(Collector):
                 family = CounterMetricFamily(row.name, row.help, labels=row.labels)
             else:
                 family = GaugeMetricFamily(row.name, row.help, labels=row.labels)
-            for labels, value in samples.get(row.name, ()):
+            for labels, value in samples.get(row.name, {}).items():
                 assert len(labels) == len(row.labels), row.name
                 family.add_metric(labels, value)
             yield family
 
     def _samples(self) -> Iterator[Sample]:
-        for model in self.models:
+        for model in self._counted():
             for code, count in model.requests.items():
                 yield "penstock_requests", (model.name, code), count
             for code, count in model.images.items():

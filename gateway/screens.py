@@ -74,7 +74,7 @@ def check(console: Console, directory: Path, device: str) -> bool:
             driver = uvloop.run(_load(found, settings, spinner.update))
     finally:
         stop_logs()
-    for model, state in zip(driver.models, driver.children.states, strict=True):
+    for model, state in zip(driver.models.values(), driver.children.states.values(), strict=True):
         console.rule(f"{escape(model.name)}/{model.version}")
         console.print(Text(contract_toml(model.contract).rstrip()))
         if state.failures:
@@ -94,7 +94,7 @@ def check(console: Console, directory: Path, device: str) -> bool:
                 f"{point.size / max(point.p50_ns, 1) * 1e9:,.0f}",
             )
         console.print(profile)
-    return any(state.failures for state in driver.children.states)
+    return any(state.failures for state in driver.children.states.values())
 
 
 def _find(directory: Path) -> list[ModelVersion]:
@@ -112,15 +112,15 @@ async def _load(found: list[ModelVersion], settings: config.Settings, progress: 
     driver = Driver(settings, found)
     driver.start()
     try:
-        while not all(state.loaded or state.failures for state in driver.children.states):
+        while not all(state.loaded or state.failures for state in driver.children.states.values()):
             if driver.core.workers[0].restarts.failing:
                 stuck = [
                     str(model.directory)
-                    for model, state in zip(driver.models, driver.children.states, strict=True)
+                    for model, state in zip(driver.models.values(), driver.children.states.values(), strict=True)
                     if not state.loaded and not state.failures
                 ]
                 raise InvalidModel(f"the worker keeps dying, on one of {', '.join(stuck)}; its last words are above")
-            for model, state in zip(driver.models, driver.children.states, strict=True):
+            for model, state in zip(driver.models.values(), driver.children.states.values(), strict=True):
                 for stage in state.loading.values():
                     progress(f"{escape(model.name)}/{model.version}: {stage}")
             await asyncio.sleep(POLL_S)

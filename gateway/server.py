@@ -102,15 +102,15 @@ class Gateway:
         """Models that a worker refused, with the reason."""
         return {
             f"{model.name}/{model.version}": detail
-            for model, state in zip(self.driver.models, self.driver.children.states, strict=True)
-            for detail in state.failures.values()
+            for index, model in self.driver.models.items()
+            for detail in self.driver.children.states[index].failures.values()
         }
 
     async def start(self) -> None:
         """Children first, then the front; both come up on their own time."""
         self.driver.start()
         await self._front.start(self._bound)
-        _log.info("listening", url=self.url, models=[f"{m.name}/{m.version}" for m in self.driver.models])
+        _log.info("listening", url=self.url, models=[f"{m.name}/{m.version}" for m in self.driver.models.values()])
 
     async def wait_ready(self) -> None:
         """Until every model is up. Raises InvalidSettings when a worker refuses one, or children keep dying."""

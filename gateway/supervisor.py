@@ -45,13 +45,16 @@ _CRASH_SIGNALS = frozenset(
 
 
 class Obituary:
-    """What is known about a dead child: `blamed` is what its recorder named last, `guilty` whether that killed it."""
+    """What is known about a dead child: `blamed` is what its recorder named last, `guilty` whether a signal that it
+    brought on itself killed it, `crashed` whether that or an exit of its own did.
+    """
 
-    __slots__ = ("blamed", "cause", "guilty")
+    __slots__ = ("blamed", "cause", "crashed", "guilty")
 
     def __init__(self, return_code: int, blamed: int) -> None:
         self.blamed = blamed
         self.guilty = -return_code in _CRASH_SIGNALS
+        self.crashed = self.guilty or return_code > 0
         if return_code >= 0:
             self.cause = f"exit {return_code}"
         elif -return_code == signal.SIGPROF:
@@ -71,12 +74,13 @@ def _signal_name(number: int) -> str:
 class Child:
     """One life of one child."""
 
-    __slots__ = ("_pidfd", "_process", "_recorder", "incarnation", "index", "link", "role", "started_ns")
+    __slots__ = ("_pidfd", "_process", "_recorder", "incarnation", "index", "link", "role", "seat", "started_ns")
 
     def __init__(
         self,
         role: Role,
         index: int,
+        seat: int,
         incarnation: int,
         process: subprocess.Popen[bytes],
         pidfd: int,
@@ -85,7 +89,10 @@ class Child:
     ) -> None:
         self.role = role
         self.index = index
+        self.seat = seat
+        """Of a worker the device's place in the settings, of a decoder its index."""
         self.incarnation = incarnation
+        """Of those that lived on this seat."""
         self.link = link
         self.started_ns = time.monotonic_ns()
         self._process = process
@@ -98,16 +105,24 @@ class Child:
         return self._process.pid
 
     def kill(self) -> None:
-        """SIGKILL, by pidfd: never somebody else who got its number."""
-        try:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        """SIGKILL, to it and to whatever it started: its process group."""
+        self.send_signal(signal.SIGKILL)
+        # It leads its group, and was not reaped: nobody else can have its number.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal by pidfd: never to somebody else who got its number."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_death: Callable[[Child, Obituary], None]) -> None:
         """Call `on_death` once, after the child was reaped and its last frames were read."""
 
         def reap() -> None:
+            # Its end was seen and it is not reaped yet, so that its group is still its own: nobody of it lives on.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
             return_code = self._process.poll()
             if return_code is None:
                 return
@@ -140,6 +155,7 @@ class Supervisor:
         role: Role,
         index: int,
         *,
+        seat: int,
         module: str,
         heritage: Callable[[int, Segment], Heritage],
         on_frame: Callable[[Child, memoryview], None],
@@ -158,7 +174,8 @@ class Supervisor:
             pidfd = os.pidfd_open(process.pid)
             undo.pop_all()
         key = (role, index)
-        self._incarnations[key] = self._incarnations.get(key, 0) + 1
+        life = (role, seat)
+        self._incarnations[life] = self._incarnations.get(life, 0) + 1
 
         def read(frame: memoryview) -> None:
             on_frame(child, frame)
@@ -167,7 +184,7 @@ class Supervisor:
             child.kill()
 
         link = Link(self._loop, ours, read, closed)
-        child = Child(role, index, self._incarnations[key], process, pidfd, link, recorder)
+        child = Child(role, index, seat, self._incarnations[life], process, pidfd, link, recorder)
         self.children[key] = child
 
         def buried(dead: Child, obituary: Obituary) -> None:
@@ -177,6 +194,7 @@ class Supervisor:
                 "child_ended" if self.stopping else "child_died",
                 role=role.value,
                 index=index,
+                seat=seat,
                 pid=dead.pid,
                 incarnation=dead.incarnation,
                 cause=obituary.cause,

@@ -46,6 +46,9 @@ class ItemStatus(enum.IntEnum):
     BAD_BASE64 = 4
     FAILED = 5
     LATE = 6
+    INTERRUPTED = 7
+    NO_MEMORY = 8
+    DEVICE_LOST = 9
 
 
 class DecodeItem(msgspec.Struct, array_like=True, gc=False):

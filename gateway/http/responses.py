@@ -35,6 +35,7 @@ STATUS: dict[type[Refusal], int] = {
     errors.UndecodableImage: 422,
     errors.RateLimited: 429,
     errors.InferenceFailed: 500,
+    errors.Poisoned: 500,
     errors.Refusal: 500,
     errors.WorkerLost: 502,
     errors.Overloaded: 503,

@@ -13,6 +13,8 @@ from gateway.models.repository import describe
 
 if TYPE_CHECKING:
     from gateway.driver import Driver
+    from gateway.models.repository import ModelVersion
+    from gateway.scheduling.line import Line
 
 
 class Status:
@@ -27,15 +29,13 @@ class Status:
 
     def readyz(self, request_id: str) -> Reply:
         """200 when every model asked for at start is up, else 503; what each model lacks either way."""
-        states = [self._state(index) for index in range(len(self._driver.models))]
         draining = self._driver.core.draining
         ready = not draining and self._driver.core.is_ready
         document = {
             "status": "ready" if ready else "draining" if draining else "not_ready",
             "decoders_ready": sum(decoder.ready for decoder in self._driver.core.feeder.decoders),
             "models": [
-                {"name": model.name, "version": model.version, **state}
-                for model, state in zip(self._driver.models, states, strict=True)
+                {"name": model.name, "version": model.version, **self._state(index)} for index, model in self._served()
             ],
         }
         return _json(document, request_id, 200 if ready else 503)
@@ -47,7 +47,7 @@ class Status:
     def models(self, request_id: str) -> Reply:
         """Every model with its versions and states."""
         found: dict[str, dict[str, Any]] = {}
-        for index, model in enumerate(self._driver.models):
+        for index, model in self._served():
             entry = found.setdefault(model.name, {"name": model.name, "default_version": 0, "versions": []})
             entry["default_version"] = model.version
             entry["versions"].append({"version": model.version, **self._state(index)})
@@ -56,7 +56,7 @@ class Status:
     def model(self, name: str, request_id: str) -> Reply:
         """One model: the effective contract, state, device and measured profile of each version."""
         versions = []
-        for index, model in enumerate(self._driver.models):
+        for index, model in self._served():
             if model.name == name:
                 versions.append(
                     {
@@ -65,7 +65,7 @@ class Status:
                         "workers": self._workers(index),
                         "batching": self._batching(index),
                         "label_count": len(model.labels),
-                        "slot_count": self._driver.core.lines[index].arena.count,
+                        "slot_count": self._driver.memory.models[index].slot_count,
                         "contract": describe(model.contract),
                     }
                 )
@@ -75,18 +75,29 @@ class Status:
 
     def openapi(self, request_id: str) -> Reply:
         """The OpenAPI document of this gateway."""
-        return _json(openapi.document(self._driver.models), request_id)
+        return _json(openapi.document([model for _, model in self._served()]), request_id)
+
+    def _served(self) -> list[tuple[int, ModelVersion]]:
+        """(line index, model) of what takes requests, by name and version."""
+        open_lines = [line.index for line in self._driver.core.lines if not line.closed]
+        return sorted(
+            ((index, self._driver.models[index]) for index in open_lines),
+            key=lambda pair: (pair[1].name, pair[1].version),
+        )
+
+    def _line(self, index: int) -> Line:
+        return next(line for line in self._driver.core.lines if line.index == index)
 
     def _state(self, index: int) -> dict[str, str]:
         """ready, loading, restarting or failed; with a detail when it is not ready."""
         driver = self._driver
         state = driver.children.states[index]
-        workers = driver.core.workers
-        if driver.core.is_up(driver.core.lines[index]):
+        workers = [worker for worker in driver.core.workers if index in worker.models]
+        if driver.core.is_up(self._line(index)):
             return {"state": "ready"}
         if state.failures:
             return {"state": "failed", "detail": "; ".join(dict.fromkeys(state.failures.values()))}
-        if all(worker.restarts.failing for worker in workers):
+        if workers and all(worker.restarts.failing for worker in workers):
             return {"state": "failed", "detail": "every worker keeps dying; see the log for its last words"}
         if any(worker.was_ready for worker in workers):
             return {"state": "restarting", "detail": "its worker died and is being replaced"}
@@ -94,7 +105,7 @@ class Status:
 
     def _batching(self, index: int) -> dict[str, Any] | None:
         """How full and how carefully batches are planned now; None until a worker has measured one."""
-        now = self._driver.core.lines[index].statistics()
+        now = self._line(index).statistics()
         if now is None:
             return None
         return {
@@ -118,7 +129,7 @@ class Status:
             found.append(
                 {
                     "worker": worker.index,
-                    "device": driver.children.devices[worker.index],
+                    "device": driver.children.devices[worker.seat],
                     "runs_on": driver.children.worker_devices[worker.index],
                     "provider": loaded.provider,
                     "load_ms": round(loaded.load_ns / 1e6, 1),

@@ -87,7 +87,7 @@ class Admission:
             return passed  # precheck has just looked, and nothing has changed since
         if priority == _BATCH:
             client = None  # Dates are for the real-time class.
-        profile = self._serving(line)
+        profile = self._serving(line, now_ns)
         if now_ns >= self._review_ns:
             self.review(now_ns)
         budget_ns = deadline_ns - now_ns
@@ -145,7 +145,7 @@ class Admission:
         # Batches of a warmed size, less than whole: anything between would be split, or padded.
         return line.batch_ns if (len(line.dues) + count - 1) % size >= most else lateness_ns
 
-    def _serving(self, line: Line) -> Profile:
+    def _serving(self, line: Line, now_ns: int) -> Profile:
         """What to expect of the line's batches. Raises Draining, ModelNotReady."""
         if self.draining:
             raise refusals.draining()
@@ -153,6 +153,9 @@ class Admission:
             # With a Retry-After while a worker is still loading; not when trying again would be no use.
             if any(not worker.was_ready and not worker.restarts.failing for worker in self._workers):
                 raise refusals.loading(line)
+            probes_ns = [w.restarts.open_until_ns for w in self._workers if w.restarts.open_until_ns]
+            if probes_ns and any(line.index in worker.models for worker in self._workers):
+                raise refusals.failing(line, min(probes_ns) - now_ns)
             raise refusals.not_served(line)
         return line.profile
 

@@ -60,12 +60,30 @@ class Dispatcher:
         return sent
 
     def _next(self, now_ns: int) -> RunBatch | None:
-        if not any(line.ready_count for line in self._lines):
+        suspects = any(line.suspects for line in self._lines)
+        if not suspects and not any(line.ready_count for line in self._lines):
             return None
         for worker in placement.takers(self._workers):
+            if suspects and (run := self._next_suspect(worker, now_ns)) is not None:
+                return run
             run = self._next_for(worker, now_ns)
             if run is not None:
                 return run
+        return None
+
+    def _next_suspect(self, worker: WorkerState, now_ns: int) -> RunBatch | None:
+        """An idle worker takes whoever was there when another died, alone, before anybody else."""
+        if worker.batches:
+            return None
+        for line in self._lines:
+            profile = worker.profiles.get(line.index)
+            while profile is not None and (ticket := line.suspects.peek()) is not None:
+                if now_ns + profile.least_ns <= ticket.deadline_ns:
+                    line.suspects.pop()
+                    return self._send(worker, line, [ticket], profile.sizes[0], Seal.SUSPECT, now_ns, now_ns)
+                if self._another_could(line, ticket, now_ns):
+                    break
+                self._on_late(ticket)
         return None
 
     def _next_for(self, worker: WorkerState, now_ns: int) -> RunBatch | None:

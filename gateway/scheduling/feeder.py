@@ -80,6 +80,11 @@ class DecoderState(ChildState):
         """When it must have answered something; None while it holds nothing."""
         return self.due_ns or None
 
+    def interrupt(self, now_ns: int) -> bool:
+        """No: in the middle of a codec nobody listens."""
+        del now_ns
+        return False
+
 
 class Feeder:
     """All decoders, and the choice of the next image for each."""
@@ -233,6 +238,7 @@ class Feeder:
         ticket = decoder.held.pop(number, None)
         if ticket is None:
             return None
+        decoder.worked = True
         decoder.cost_ns -= ticket.cost_ns
         self.load_ns -= ticket.cost_ns
         decoder.due_ns = now_ns + self._hang_ns if decoder.held else 0
@@ -259,9 +265,8 @@ class Feeder:
         decoder.held.clear()
         self.load_ns -= sum(ticket.cost_ns for ticket in held)
         decoder.cost_ns = decoder.large_count = decoder.due_ns = 0
-        decoder.ready = False
+        decoder.bury(now_ns)
         self.count_ready()
-        decoder.spawn_at_ns = decoder.restarts.died(now_ns)
         for ticket in held:
             state = ticket.line.arena.state(ticket.slot)
             assert state in (_SLOT_FILLING, _SLOT_ZOMBIE)

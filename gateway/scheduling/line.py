@@ -37,7 +37,9 @@ class Line:
     __slots__ = (
         "alike",
         "arena",
+        "awaited",
         "batch_count",
+        "closed",
         "deadline_ns",
         "dues",
         "index",
@@ -50,7 +52,9 @@ class Line:
         "ready_batch",
         "returns",
         "serving",
+        "size_end",
         "small",
+        "suspects",
         "weight",
         "window_from_ns",
         "window_ns",
@@ -90,10 +94,18 @@ class Line:
         self.ready = TicketQueue(Stage.QUEUED, Stage.QUEUED)
         self.ready_batch = TicketQueue(Stage.QUEUED, Stage.QUEUED)
         """The batch class, which runs in what room the real-time class leaves."""
+        self.suspects = TicketQueue(Stage.QUEUED, Stage.QUEUED)
+        """Those that were there when a worker died; each of them runs alone."""
         self.dues: list[int] = []
         """When each image in WAITING, FILLING or QUEUED is to be done, margin kept back; ascending."""
         self.batch_count = 0
         """Of those, how many are of the batch class."""
+        self.awaited = True
+        """Whether the gateway is not ready without it."""
+        self.closed = False
+        """Whether it takes nothing new: another version has its place, or it is being unloaded."""
+        self.size_end: int | None = None
+        """The smallest batch that did not fit in a device's memory; batches stay below."""
         self.serving = False
         """Whether a request would be served: by a worker and a decoder that are up, or expected back."""
         self.window_from_ns = 0
@@ -143,11 +155,13 @@ class Line:
 
     def queue_of(self, ticket: Ticket) -> TicketQueue:
         """The queue that a QUEUED ticket stands in."""
+        if ticket.deaths:
+            return self.suspects
         return self.ready if ticket.priority == Priority.REALTIME else self.ready_batch
 
     def enqueue(self, ticket: Ticket, now_ns: int) -> None:
         """Its pixels are in its slot; it may run (stage is already QUEUED)."""
-        if not self.window_from_ns:
+        if not self.window_from_ns and not ticket.deaths:
             self.window_from_ns = now_ns
         self.queue_of(ticket).push(ticket.due_ns, ticket)
 

@@ -140,6 +140,11 @@ class Pace:
         step = -(-max(0, took_ns - expected_ns) // self._step_ns)
         self._tails[0][min(step, TAIL_STEPS // 2)] += 1
 
+    def cut(self, size_max: int) -> None:
+        """Larger batches do not fit in memory: not until the next `plan` either."""
+        self.best_size = min(self.best_size, size_max)
+        self.size = min(self.size, size_max)
+
     # -- what follows --------------------------------------------------------------------------------------------
 
     def rate(self, now_ns: int) -> float:

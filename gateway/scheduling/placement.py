@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.scheduling.restarts import ChildState
+from gateway.scheduling.watch import GRACE_NS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gateway.scheduling.profile import Profile
+    from gateway.scheduling.restarts import Restarts
     from gateway.scheduling.ticket import Batch
 
 STAGE_LEAD_NS = 500_000
@@ -27,12 +29,39 @@ BATCHES_MAX = 2
 
 
 class WorkerState(ChildState):
-    """One worker as the core sees it. `batches[0]` runs, `batches[1]` is staged."""
+    """One worker as the core sees it: a set of models on one seat, through all the lives of its process.
 
-    __slots__ = ("batches", "free_at_ns", "kind", "profiles", "start_ns", "was_ready")
+    `batches[0]` runs, `batches[1]` is staged.
+    """
 
-    def __init__(self, index: int) -> None:
-        super().__init__(index)
+    __slots__ = (
+        "batches",
+        "free_at_ns",
+        "heir",
+        "interrupted_ns",
+        "kind",
+        "models",
+        "profiles",
+        "retiring",
+        "seat",
+        "start_ns",
+        "was_ready",
+    )
+
+    def __init__(
+        self, index: int, seat: int = 0, models: frozenset[int] = frozenset(), restarts: Restarts | None = None
+    ) -> None:
+        super().__init__(index, restarts)
+        self.seat = seat
+        """Which of the configured devices it is on; for a while it may share that with its successor."""
+        self.models = models
+        """By index: what it is started with."""
+        self.retiring = False
+        """Another one takes its place: it finishes what nobody else can, and goes."""
+        self.heir: WorkerState | None = None
+        """Who is started on its seat once it is gone."""
+        self.interrupted_ns = 0
+        """When it was asked to give up what it runs; 0 unless it owes the answer."""
         self.was_ready = False
         self.batches: list[Batch] = []
         self.profiles: dict[int, Profile] = {}
@@ -62,8 +91,17 @@ class WorkerState(ChildState):
         """When the batch that it runs must have been answered; None while it has none."""
         if not self.batches:
             return None
+        if self.interrupted_ns:
+            return self.interrupted_ns + GRACE_NS
         batch = self.batches[0]
         return batch.started_ns + max(HANG_NS_MIN, HANG_FACTOR * batch.expected_ns)
+
+    def interrupt(self, now_ns: int) -> bool:
+        """Note that it is asked to give up what it runs; False when it was asked before."""
+        if self.interrupted_ns:
+            return False
+        self.interrupted_ns = now_ns
+        return True
 
     def serves(self, model: int) -> bool:
         """Whether it has the model, or is expected to have it again."""

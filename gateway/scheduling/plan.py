@@ -95,6 +95,11 @@ class Plan:
         """A worker's free time, a profile or a size is not what it was."""
         self.version += 1
 
+    def forget(self, line: Line) -> None:
+        """The line is gone."""
+        self._starts.pop(line.index, None)
+        self.changed()
+
     def lateness_ns(
         self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int, *, growing: bool = True
     ) -> int:

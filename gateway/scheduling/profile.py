@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import statistics
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,8 +81,19 @@ class Profile:
         self._looked_ns = 0
         self._look(0)
 
+    def cut(self, size_end: int | None) -> Self:
+        """Forget all sizes from `size_end` on, but never the smallest one; returns itself."""
+        if size_end is not None and size_end <= self.sizes[-1]:
+            self.points = tuple(point for point in self.points if point.size < size_end) or self.points[:1]
+            self.sizes = [point.size for point in self.points]
+            self.times_ns = {}
+            self._look(self._looked_ns)
+        return self
+
     def observe(self, size: int, took_ns: int, now_ns: int) -> None:
         """A batch of `size` took `took_ns` from its start to its answer."""
+        if size not in self.times_ns:
+            return
         window = self._windows[size]
         window.append((now_ns, took_ns))
         self._fresh_count[size] += 1

@@ -28,6 +28,14 @@ def loading(line: Line) -> errors.ModelNotReady:
     return errors.ModelNotReady(f"model {line.name} is not serving yet; see /readyz", retry_after_s=RETRY_S)
 
 
+def failing(line: Line, wait_ns: int) -> errors.ModelNotReady:
+    """Its workers keep dying; the next probe may help."""
+    return errors.ModelNotReady(
+        f"the workers of model {line.name} keep dying; see /readyz",
+        retry_after_s=min(RETRY_S_MAX, max(RETRY_S, -(-wait_ns // 1_000_000_000))),
+    )
+
+
 def not_served(line: Line) -> errors.ModelNotReady:
     """Trying again is no use."""
     return errors.ModelNotReady(
@@ -115,5 +123,15 @@ def failed() -> errors.InferenceFailed:
 
 
 def lost() -> errors.WorkerLost:
-    """Two workers died on it."""
-    return errors.WorkerLost("two workers died on this request; it may be the cause")
+    """Worker after worker was killed under it."""
+    return errors.WorkerLost("the workers that ran this image kept being killed; try again later")
+
+
+def poisoned() -> errors.Poisoned:
+    """Two workers crashed or hung on it."""
+    return errors.Poisoned("this image crashes the model; it is refused for ten minutes")
+
+
+def no_device_memory() -> errors.InferenceFailed:
+    """Not even the smallest batch fits."""
+    return errors.InferenceFailed("the device has not enough memory to run this image")

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 from gateway import errors
 from gateway.scheduling import refusals
 from gateway.scheduling.admission import Admission
+from gateway.scheduling.crew import Crew
 from gateway.scheduling.dispatcher import Dispatcher
 from gateway.scheduling.feeder import Feeder
 from gateway.scheduling.ledger import Ledger, free_slot
-from gateway.scheduling.placement import HANG_NS_MIN, WorkerState
+from gateway.scheduling.placement import HANG_NS_MIN
 from gateway.scheduling.plan import Plan
-from gateway.scheduling.profile import Profile
+from gateway.scheduling.restarts import State
+from gateway.scheduling.roster import Roster
 from gateway.scheduling.ticket import (
     TENSOR,
-    Batch,
     Body,
     Effect,
     Priority,
@@ -33,19 +34,17 @@ from shm.arena import BodyArena, SlotState
 from shm.wire import ItemStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Sequence
 
     from gateway.scheduling.line import Line
-    from shm.wire import Encoding, ProfilePoint
+    from shm.wire import Encoding
 
 # Python 3.11 looks an enum's member up in 77 ns, a module's name in 7; a ticket takes forty of them.
 _WAITING, _FILLING, _QUEUED, _ENDED = Stage.WAITING, Stage.FILLING, Stage.QUEUED, Stage.ENDED
 _SLOT_QUEUED = SlotState.QUEUED
 _ITEM_LATE = ItemStatus.LATE
 _ITEM_OK = ItemStatus.OK
-
-RUNS_MAX = 2
-"""A batch whose worker died is run once more, never twice more."""
+_ITEM_RAN_MAX = ItemStatus.FAILED
 
 DECODE_ATTEMPTS_MAX = 3
 """Decoders that may die around one image that none of them named as the cause."""
@@ -67,13 +66,21 @@ class Scheduler:
         frame_count_max: int,
         decoder_hang_ns: int,
         start_timeout_ns: int,
+        restarts_max: int = 5,
+        restarts_window_ns: int = 60_000_000_000,
     ) -> None:
         """`frame_count_max` images go in one frame to a decoder, which is hung when it answers nothing for
-        `decoder_hang_ns`; a child that is not ready `start_timeout_ns` after its spawn is killed.
+        `decoder_hang_ns`; a child that is not ready `start_timeout_ns` after its spawn is killed. A worker is restarted
+        at most `restarts_max` times in any `restarts_window_ns`; 0: as often as it dies.
+
+        There are `worker_count` workers to begin with, one on each seat, with all of `lines`.
         """
-        self.lines = list(lines)
+        self._roster = Roster(lines, restarts_max=restarts_max, restarts_window_ns=restarts_window_ns)
+        self.lines = self._roster.lines
+        self.workers = self._roster.workers
         self.bodies = bodies
-        self.workers = [WorkerState(index) for index in range(worker_count)]
+        for seat in range(worker_count):
+            self._roster.add_worker(seat, frozenset(line.index for line in self.lines), 0)
         self.feeder = Feeder(decoder_count, frame_count_max=frame_count_max, hang_ns=decoder_hang_ns)
         self._watch = Watch(
             self.feeder.decoders,
@@ -85,6 +92,16 @@ class Scheduler:
         self._ledger = Ledger(self.feeder)
         self._dispatcher = Dispatcher(self.lines, self.workers, self._plan, self._ledger.give_up)
         self._admission = Admission(self.lines, self.workers, self.feeder, self._plan)
+        self._crew = crew = Crew(self._roster, self._ledger, self._plan, self._watch, at=self._at, review=self._review)
+        self.blame = crew.blame
+        # The crew's inputs are this door's, too.
+        self.add_worker, self.retire_worker, self.worker = crew.add_worker, crew.retire_worker, crew.worker
+        self.worker_loading, self.worker_ready, self.worker_lost = (
+            crew.worker_loading,
+            crew.worker_ready,
+            crew.worker_lost,
+        )
+        self.batch_done, self.convict = crew.batch_done, crew.convict
         self._number = 0
         self._now_ns = 0
 
@@ -114,9 +131,10 @@ class Scheduler:
 
         `client`: whose request it is; one that was told when to come back, and does, goes before others.
 
-        Raises: Draining, ModelNotReady, DeadlineExceeded, Overloaded.
+        Raises: Draining, ModelNotReady, DeadlineExceeded, Overloaded, RateLimited.
         """
         now_ns = self._at(now_ns)
+        self.blame.check(client, now_ns)
         try:
             self._admission.check(line, deadline_ns, 1, priority, self.feeder.estimate_ns(size), now_ns, client=client)
         except errors.Refusal:
@@ -162,6 +180,7 @@ class Scheduler:
                 self._number, line, body, offset, size, encoding, priority, deadline_ns, promise.due_ns, top_k, now_ns
             )
             ticket.expected_ns = promise.ready_ns
+            ticket.client = client
             self._ledger.accept(ticket)
             tickets.append(ticket)
         line.pace.accepted(len(tickets))
@@ -185,7 +204,7 @@ class Scheduler:
         decoder = self.feeder.decoders[index]
         if decoder.condemned:
             return
-        decoder.ready = True
+        decoder.move(State.READY)
         self.feeder.count_ready()
         decoder.restarts.ready(self._at(now_ns))
         self._review()
@@ -207,11 +226,15 @@ class Scheduler:
             self._enqueue(ticket, now_ns)
         return True
 
-    def filled(self, ticket: Ticket, now_ns: int) -> None:
+    def filled(self, ticket: Ticket, now_ns: int, refusal: errors.Refusal | None = None) -> None:
         """A tensor row was copied into its slot."""
-        if ticket.stage is _FILLING:
-            ticket.let_go_of_body()
+        if ticket.stage is not _FILLING:
+            return
+        ticket.let_go_of_body()
+        if refusal is None:
             self._enqueue(ticket, self._at(now_ns))
+        else:
+            self._ledger.finish(ticket, refusal, returned=True)
 
     def _enqueue(self, ticket: Ticket, now_ns: int) -> None:
         ticket.stage = _QUEUED
@@ -241,93 +264,32 @@ class Scheduler:
                 ticket.expected_ns = 0  # nobody knows, and what a death costs is no slip
                 self.feeder.enqueue(ticket)
 
-    # -- workers -------------------------------------------------------------------------------------------------
-
-    def worker_ready(
-        self, index: int, profiles: Mapping[int, Sequence[ProfilePoint]], now_ns: int, *, kind: str = ""
-    ) -> None:
-        """A worker has warmed these models (by index) and waits for batches. Workers of one `kind` of device are
-        expected to take equally long.
-        """
-        worker = self.workers[index]
-        if worker.condemned:
-            return
-        now_ns = self._at(now_ns)
-        worker.ready = worker.was_ready = True
-        worker.kind = kind
-        worker.free_at_ns = now_ns
-        worker.start_ns = now_ns - worker.started_ns if worker.started_ns else 0
-        worker.restarts.ready(now_ns)
-        alike = [other for other in self.workers if other is not worker and other.ready and other.kind == kind]
-        worker.profiles = {
-            model: next((o.profiles[model] for o in alike if model in o.profiles), None) or Profile(points)
-            for model, points in profiles.items()
-        }
-        self._review()
-
-    def batch_done(self, index: int, number: int, statuses: Sequence[ItemStatus], now_ns: int) -> Batch | None:
-        """A worker answered its first batch. None: it never held it, or the count is wrong, so it is broken."""
-        now_ns = self._at(now_ns)
-        worker = self.workers[index]
-        if not worker.batches or worker.batches[0].number != number or len(statuses) != len(worker.batches[0].tickets):
-            return None
-        batch = worker.batches.pop(0)
-        if statuses[0] is not _ITEM_LATE:
-            took_ns = now_ns - batch.started_ns
-            worker.profiles[batch.line.index].observe(batch.size, took_ns, now_ns)
-            batch.line.pace.ran(batch.expected_ns, took_ns)
-        worker.free_at_ns = now_ns
-        if worker.batches:
-            staged = worker.batches[0]
-            staged.started_ns = now_ns
-            worker.free_at_ns = now_ns + staged.expected_ns
-        self._plan.changed()
-        for ticket, status in zip(batch.tickets, statuses, strict=True):
-            ticket.done_ns = now_ns
-            if ticket.stage is _ENDED:
-                free_slot(ticket)
-            elif status is _ITEM_OK:
-                self._ledger.answer(ticket)
-            elif status is _ITEM_LATE:
-                # The batch was not run because its most urgent image would have been late. The others may still do.
-                ticket.runs -= 1
-                ticket.done_ns = 0
-                self._requeue(ticket, now_ns)
-            else:
-                self._ledger.finish(ticket, refusals.failed(), returned=True)
-        return batch
-
-    def worker_lost(self, index: int, now_ns: int) -> None:
-        """A worker is dead and reaped: its batches run once more, elsewhere or on its successor."""
-        now_ns = self._at(now_ns)
-        worker = self.workers[index]
-        worker.ready = False
-        worker.spawn_at_ns = worker.restarts.died(now_ns)
-        self._review()
-        batches, worker.batches = worker.batches, []
-        for place, batch in enumerate(batches):
-            for ticket in batch.tickets:
-                # A worker answers a batch before it starts the next: only the first can have killed or hung it. One
-                # that broke the protocol may have done anything.
-                ticket.runs -= 1 if place and not worker.broken else 0
-                if ticket.stage is _ENDED:
-                    free_slot(ticket)
-                elif ticket.runs >= RUNS_MAX:
-                    self._ledger.finish(ticket, refusals.lost(), returned=True)
-                else:
-                    self._requeue(ticket, now_ns)
-
-    @staticmethod
-    def _requeue(ticket: Ticket, now_ns: int) -> None:
-        """Its batch was not run: back to its line, pixels and all."""
-        ticket.stage = _QUEUED
-        ticket.line.arena.move(ticket.slot, _SLOT_QUEUED)
-        ticket.line.promise(ticket)
-        ticket.line.enqueue(ticket, now_ns)
-
     def broken(self, role: Role, index: int, reason: str) -> None:
         """A child broke the protocol: it is never believed again."""
-        self._ledger.effects.append(self._watch.kill(role, index, reason, broken=True))
+        child = self.feeder.decoders[index] if role is Role.DECODER else self._crew.worker(index)
+        self._ledger.effects.append(self._watch.kill(role, child, reason, self._now_ns, broken=True))
+
+    # -- models --------------------------------------------------------------------------------------------------
+
+    def add_line(self, line: Line) -> None:
+        """One more model; it is served once a worker has it, and nobody waits for that to call the gateway ready."""
+        line.awaited = False
+        self._roster.add_line(line)
+
+    def close_line(self, line: Line, *, closed: bool = True) -> None:
+        """It takes nothing new; what it has is finished. Or, not `closed`, it does again."""
+        line.closed = closed
+        self._review()
+
+    def is_empty(self, line: Line) -> bool:
+        """Whether none of its images waits, and nobody holds a slot of it."""
+        return self._roster.is_empty(line)
+
+    def remove_line(self, line: Line) -> None:
+        """It was closed and is empty (`is_empty`): it is forgotten."""
+        self._roster.remove_line(line)
+        self.blame.forget(line)
+        self._plan.forget(line)
 
     # -- time ----------------------------------------------------------------------------------------------------
 
@@ -338,7 +300,9 @@ class Scheduler:
     @property
     def is_ready(self) -> bool:
         """Whether every model is up, and a decoder."""
-        return any(decoder.ready for decoder in self.feeder.decoders) and all(map(self.is_up, self.lines))
+        return any(decoder.ready for decoder in self.feeder.decoders) and all(
+            self.is_up(line) for line in self.lines if line.awaited
+        )
 
     def drain(self) -> None:
         """Accept nothing more; finish what was accepted."""
@@ -355,6 +319,8 @@ class Scheduler:
         now_ns = self._at(now_ns)
         self._ledger.expire(now_ns)
         effects = self._ledger.effects
+        if self._roster.retiring_count:
+            self._crew.see_off(now_ns)
         if now_ns >= self._watch.next_ns:
             effects += self._watch.look(now_ns)
         effects += self._dispatcher.dispatch(now_ns)
@@ -377,7 +343,7 @@ class Scheduler:
         """A child came or went: which models would be served, by children that are up or are expected back?"""
         decoding = not all(decoder.restarts.failing for decoder in self.feeder.decoders)
         for line in self.lines:
-            line.serving = decoding and any(worker.serves(line.index) for worker in self.workers)
+            line.serving = not line.closed and decoding and any(worker.serves(line.index) for worker in self.workers)
         self._watch.child_changed()
         self._plan.changed()
         self._admission.review(self._now_ns)

@@ -11,6 +11,8 @@ import heapq
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from gateway.errors import Refusal
     from gateway.scheduling.line import Line
     from shm.arena import BodyArena, Region
@@ -70,14 +72,18 @@ class Ticket:
     """The scheduler's record of one image (or one row of a tensor).
 
     `deadline_ns` is the client's; `due_ns` is when it is planned to be done, a margin earlier: the order of service.
-    `expected_ns` is when it was to be decoded.
+    `expected_ns` is when it was to be decoded. `deaths` counts workers that died or hung while they ran it, `crashes`
+    those of them that did it by themselves; from the first one on it runs alone.
     """
 
     __slots__ = (
         "attempts",
         "body",
+        "client",
         "cost_ns",
+        "crashes",
         "deadline_ns",
+        "deaths",
         "decode_ns",
         "decoded_ns",
         "done_ns",
@@ -127,6 +133,8 @@ class Ticket:
         self.slot = -1
         self.attempts = 0
         self.runs = 0
+        self.deaths = self.crashes = 0
+        self.client: Hashable = None
         self.cost_ns = 0
         self.submitted_ns = now_ns
         self.expected_ns = 0
@@ -207,6 +215,8 @@ class Seal(enum.Enum):
     WINDOW = "window"
     IDLE = "idle"
     DEADLINE = "deadline"
+    SUSPECT = "suspect"
+    """It was there when a worker died, so it runs alone."""
 
 
 class Batch:
@@ -283,6 +293,15 @@ class Spawn:
         self.index = index
 
 
+class Interrupt:
+    """Effect: ask this worker to give up the batch that it runs; it answers INTERRUPTED, or is killed."""
+
+    __slots__ = ("worker",)
+
+    def __init__(self, worker: int) -> None:
+        self.worker = worker
+
+
 class Kill:
     """Effect: SIGKILL this child; its death comes back as `decoder_lost` or `worker_lost`."""
 
@@ -294,4 +313,14 @@ class Kill:
         self.reason = reason
 
 
-Effect = Send | Fill | RunBatch | Finish | Spawn | Kill
+class Stuck:
+    """Effect: say that this child was killed and is not gone: it hangs in the kernel, with all that it holds."""
+
+    __slots__ = ("index", "role")
+
+    def __init__(self, role: Role, index: int) -> None:
+        self.role = role
+        self.index = index
+
+
+Effect = Send | Fill | RunBatch | Finish | Spawn | Interrupt | Kill | Stuck

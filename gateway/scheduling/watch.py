@@ -1,10 +1,11 @@
-"""Which child is to be started, which is to be killed, and when to look again. Does neither itself."""
+"""Which child is to be started, interrupted or killed, and when to look again. Does none of it itself."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.scheduling.ticket import Kill, Role, Spawn
+from gateway.scheduling.restarts import STUCK_NS, State
+from gateway.scheduling.ticket import Interrupt, Kill, Role, Spawn, Stuck
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from gateway.scheduling.ticket import Effect
 
 NEVER_NS = 1 << 62
+
+GRACE_NS = 250_000_000
+"""How long a worker that was interrupted has to answer before it is killed."""
 
 
 class Watch:
@@ -39,33 +43,40 @@ class Watch:
         self._workers = workers
         self._start_timeout_ns = start_timeout_ns
 
-    def kill(self, role: Role, index: int, reason: str, *, broken: bool = False) -> Kill:
+    def kill(
+        self, role: Role, child: DecoderState | WorkerState, reason: str, now_ns: int, *, broken: bool = False
+    ) -> Kill:
         """Condemn a child: from now on it is not believed, and it gets nothing more."""
-        child = self._decoders[index] if role is Role.DECODER else self._workers[index]
-        child.ready = False
-        child.broken = broken
-        child.condemned = True
-        child.started_ns = 0
-        return Kill(role, index, reason)
+        child.condemn(now_ns, broken=broken)
+        self.next_ns = min(self.next_ns, now_ns + STUCK_NS)
+        return Kill(role, child.index, reason)
 
     def look(self, now_ns: int) -> list[Effect]:
-        """Start the dead whose time has come, kill what hangs or does not come up."""
+        """Start the dead whose time has come, interrupt and kill what hangs, kill what does not come up."""
         effects: list[Effect] = []
         self.next_ns = NEVER_NS
         for role, child in self._children():
             if child.spawn_at_ns is not None and now_ns >= child.spawn_at_ns:
-                child.spawn_at_ns = None
-                child.condemned = child.broken = False
-                child.started_ns = now_ns
+                child.begin(now_ns)
                 effects.append(Spawn(role, child.index))
             due_ns = self._due_ns(child)
             if due_ns is not None and now_ns >= due_ns:
-                effects.append(self.kill(role, child.index, "hung" if child.ready else "did not start in time"))
-            elif due_ns is not None and due_ns < self.next_ns:
-                self.next_ns = due_ns
-            if child.spawn_at_ns is not None and child.spawn_at_ns < self.next_ns:
-                self.next_ns = child.spawn_at_ns
+                effects.append(self._overdue(role, child, now_ns))
+                due_ns = self._due_ns(child)
+            for time_ns in (due_ns, child.spawn_at_ns):
+                if time_ns is not None and time_ns < self.next_ns:
+                    self.next_ns = time_ns
         return effects
+
+    def _overdue(self, role: Role, child: DecoderState | WorkerState, now_ns: int) -> Effect:
+        if child.condemned:
+            child.move(State.STUCK)
+            return Stuck(role, child.index)
+        if not child.ready:
+            return self.kill(role, child, "did not start in time", now_ns)
+        if child.interrupt(now_ns):
+            return Interrupt(child.index)
+        return self.kill(role, child, "hung", now_ns)
 
     def work_sent(self, now_ns: int) -> None:
         """Somebody was given work, and will owe an answer."""
@@ -82,7 +93,9 @@ class Watch:
             yield Role.WORKER, worker
 
     def _due_ns(self, child: DecoderState | WorkerState) -> int | None:
-        """When a running child must have come up, or answered what it works on; None: it owes nothing."""
+        """When a child must have come up, have answered what it works on, or be gone; None: it owes nothing."""
+        if child.condemned_ns:
+            return child.condemned_ns + STUCK_NS if child.state is State.DEAD else None
         if not child.ready:
             return child.started_ns + self._start_timeout_ns if child.started_ns else None
         return child.owes_by_ns()

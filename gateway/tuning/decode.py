@@ -97,7 +97,8 @@ class _Decoders:
         for photo in photos:
             self._offsets.append(size)
             size += len(photo.body)
-        self.memory = Memory([model], [self._frame * FRAME_COUNT * self.decoder_count], bodies_size=size)
+        self.memory = Memory(bodies_size=size)
+        self.memory.add(0, model, self._frame * FRAME_COUNT * self.decoder_count)
         for photo, offset in zip(photos, self._offsets, strict=True):
             self.memory.bodies_view[offset : offset + len(photo.body)] = photo.body
 
@@ -112,6 +113,7 @@ class _Decoders:
             supervisor.spawn(
                 Role.DECODER,
                 index,
+                seat=index,
                 module="gateway.decoding",
                 heritage=lambda fd, recorder: self.memory.decoder_heritage(os.getpid(), fd, recorder, limits),
                 on_frame=self._on_frame,

@@ -70,17 +70,20 @@ async def measure(
             found.set_exception(Refused(f"the worker died while it loaded the model ({obituary.cause})"))
 
     # One slot: a worker that only measures is given no images.
-    memory = Memory([msgspec.structs.replace(model, contract=contract)], [1], bodies_size=BODIES_SIZE)
+    memory = Memory(bodies_size=BODIES_SIZE)
     try:
+        memory.add(0, msgspec.structs.replace(model, contract=contract), 1)
         async with supervised() as supervisor:
             supervisor.spawn(
                 Role.WORKER,
                 0,
+                seat=0,
                 module="gpuworker",
                 heritage=lambda fd, recorder: memory.worker_heritage(
                     os.getpid(),
                     fd,
                     recorder,
+                    models=[0],
                     device=settings.devices[0],
                     thread_count=settings.worker_thread_count(),
                 ),

@@ -106,21 +106,23 @@ def test_stopped_in_the_middle_of_a_batch_it_is_killed_as_hung(running):
 
 
 @pytest.mark.parametrize(
-    "pixel",
+    ("pixel", "status", "code", "count"),
     [
-        pytest.param(CRASH, id="crash"),
-        pytest.param(HANG, id="hang"),
+        pytest.param(CRASH, 502, "worker_lost", 5, id="killed"),
+        pytest.param(HANG, 500, "poisoned", 2, id="hang"),
     ],
 )
-def test_an_image_that_takes_every_worker_along_is_refused_and_its_neighbours_are_not(poisoned, pixel):
+def test_an_image_that_takes_every_worker_along_is_refused_and_its_neighbours_are_not(
+    poisoned, pixel, status, code, count
+):
     innocent = [poisoned.begin(png(seed)) for seed in range(3)]
     poison = poisoned.begin(png(99, pixel))
     innocent += [poisoned.begin(png(seed)) for seed in range(3, 8)]
     for seed, connection in enumerate(innocent):
         assert_answered_once(connection, seed)
     with poison:
-        assert_problem(poison.read_answer(), 502, "worker_lost")
-    assert deaths(poisoned) == 2
+        assert_problem(poison.read_answer(), status, code)
+    assert deaths(poisoned) == count
 
 
 def test_in_one_request_too_the_poison_is_one_image(poisoned):

@@ -12,8 +12,22 @@ from gateway import errors
 from gateway.scheduling.line import Line
 from gateway.scheduling.placement import WorkerState
 from gateway.scheduling.profile import Profile
+from gateway.scheduling.restarts import State
 from gateway.scheduling.scheduler import Scheduler
-from gateway.scheduling.ticket import TENSOR, Body, Fill, Finish, Kill, RunBatch, Send, Spawn, Stage, Ticket
+from gateway.scheduling.ticket import (
+    TENSOR,
+    Body,
+    Fill,
+    Finish,
+    Interrupt,
+    Kill,
+    RunBatch,
+    Send,
+    Spawn,
+    Stage,
+    Stuck,
+    Ticket,
+)
 from shm.arena import BodyArena, Region
 from shm.wire import ItemStatus, ProfilePoint
 
@@ -107,7 +121,14 @@ class Core:
 
     def worker_up(self, index: int, now_ns: int, *, models: Sequence[int] | None = None) -> None:
         """It comes up with these models, by index; with all of them when none are named."""
+        self.begun(index, now_ns)
         self.s.worker_ready(index, dict.fromkeys(models or range(len(self.lines)), self.points), now_ns)
+
+    def begun(self, index: int, now_ns: int) -> None:
+        """A dead worker has been started, whatever its back-off."""
+        worker = self.s.worker(index)
+        if worker.state is State.DEAD and not worker.condemned:
+            worker.begin(now_ns)
 
     def worker_with(self, index: int, now_ns: int, *, kind: str = "", **points: Sequence[tuple[int, float]]) -> None:
         """It comes up with models m0, m1, ... by name, each of these (size, ms)."""
@@ -115,11 +136,13 @@ class Core:
             int(name[1:]): [ProfilePoint(size, int(ms * MS), int(ms * MS)) for size, ms in shape]
             for name, shape in points.items()
         }
+        self.begun(index, now_ns)
         self.s.worker_ready(index, shapes, now_ns, kind=kind)
 
     def worker_fails(self, index: int, now_ns: int) -> None:
         """It dies until nothing is expected of it any more."""
-        while not self.s.workers[index].restarts.failing:
+        while not self.s.worker(index).restarts.failing:
+            self.begun(index, now_ns)
             self.s.worker_lost(index, now_ns)
 
     def submit(
@@ -201,6 +224,10 @@ class Core:
             return f"run {effect.worker}: {tickets} at {effect.batch.size}, {effect.batch.seal.value}"
         if isinstance(effect, Finish):
             return f"finish {self.names([effect.ticket])}: {'ok' if effect.refusal is None else effect.refusal.code}"
+        if isinstance(effect, Interrupt):
+            return f"interrupt {effect.worker}"
+        if isinstance(effect, Stuck):
+            return f"stuck {effect.role.value} {effect.index}"
         if isinstance(effect, Spawn):
             return f"spawn {effect.role.value} {effect.index}"
         assert isinstance(effect, Kill)

@@ -31,7 +31,9 @@ def model(contract: Contract, name: str = "m") -> ModelVersion:
 
 @pytest.fixture
 def memory():
-    made = Memory([model(CLASSES), model(RAW, "raw")], [4, 2], bodies_size=1 << 20)
+    made = Memory(bodies_size=1 << 20)
+    made.add(0, model(CLASSES), 4)
+    made.add(1, model(RAW, "raw"), 2)
     yield made
     made.close()
 
@@ -75,7 +77,7 @@ def test_a_decoder_writes_pixels_and_only_reads_bodies(memory, recorder):
 
 
 def test_a_worker_writes_outputs_only_reads_pixels_and_never_sees_a_body(memory, recorder):
-    heritage = memory.worker_heritage(os.getpid(), 99, recorder, device="cuda:1", thread_count=3)
+    heritage = memory.worker_heritage(os.getpid(), 99, recorder, models=[1, 0], device="cuda:1", thread_count=3)
     assert (heritage.bodies, heritage.limits) == (None, None)
     assert (heritage.device, heritage.thread_count) == ("cuda:1", 3)
     assert_writable(heritage.recorder, writable=True)
@@ -102,14 +104,14 @@ def test_nobody_else_can_be_given_the_bodies_for_writing(memory):
 def test_the_address_space_limit_is_beside_what_is_mapped(memory, recorder):
     heritage = memory.decoder_heritage(os.getpid(), 99, recorder, LIMITS)
     assert heritage.limits is not None
-    mapped = memory.bodies.size + sum(slots.input.size for slots in memory.models)
+    mapped = memory.bodies.size + sum(slots.input.size for slots in memory.models.values())
     assert heritage.limits.address_space_size_max == LIMITS.address_space_size_max + mapped
 
 
 def test_every_fd_of_the_list_is_passed_on_and_the_contract_reads_back(memory, recorder):
     for heritage in (
         memory.decoder_heritage(os.getpid(), 99, recorder, LIMITS),
-        memory.worker_heritage(os.getpid(), 99, recorder, device="cpu", thread_count=1),
+        memory.worker_heritage(os.getpid(), 99, recorder, models=[0, 1], device="cpu", thread_count=1),
     ):
         granted = [heritage.recorder, heritage.bodies] + [g for m in heritage.models for g in (m.input, m.output)]
         assert set(heritage.fds()) == {99} | {grant.fd for grant in granted if grant is not None}
@@ -155,7 +157,9 @@ def fd_count() -> int:
 def test_closing_gives_every_fd_back():
     gc.collect()
     before = fd_count()
-    made = Memory([model(CLASSES), model(RAW, "raw")], [4, 2], bodies_size=1 << 20)
+    made = Memory(bodies_size=1 << 20)
+    made.add(0, model(CLASSES), 4)
+    made.add(1, model(RAW, "raw"), 2)
     assert fd_count() > before
     made.close()
     assert fd_count() == before

@@ -61,8 +61,15 @@ def test_observations_are_bounded_between_scrapes():
     assert len(histograms._fresh) == 1
 
 
+def metrics_of(*names: str) -> Metrics:
+    made = Metrics()
+    for index, name in enumerate(names):
+        made.add(index, name)
+    return made
+
+
 def counted() -> Metrics:
-    made = Metrics(["cats/1", 'odd"\\\n/2'])
+    made = metrics_of("cats/1", 'odd"\\\n/2')
     model = made.models[0]
     model.image_done(1_000_000, 2_000_000, 3_000_000, 4_000_000)
     model.image_refused("undecodable_image")
@@ -103,13 +110,13 @@ def test_an_odd_name_is_escaped_and_comes_back():
 
 
 def test_every_row_is_there_and_described_before_anything_happened():
-    families = {family.name: family for family in text_string_to_metric_families(Metrics(["m/1"]).expose().decode())}
+    families = {family.name: family for family in text_string_to_metric_families(metrics_of("m/1").expose().decode())}
     assert set(families) == {row.name for row in TABLE}
     assert all((families[row.name].type, families[row.name].documentation) == (row.kind, row.help) for row in TABLE)
 
 
 def test_the_worst_lag_is_that_since_the_last_scrape():
-    made = Metrics([])
+    made = Metrics()
     made.loop_lag_s, made.loop_lag_max_s = 0.25, 0.5
     assert samples(made)["penstock_loop_lag_max_seconds",] == 0.5
     again = samples(made)
@@ -117,13 +124,13 @@ def test_the_worst_lag_is_that_since_the_last_scrape():
 
 
 def test_probes_are_asked_at_each_scrape():
-    made, numbers = Metrics([]), itertools.count(1)
+    made, numbers = Metrics(), itertools.count(1)
     made.probes.append(lambda: [("penstock_connections", (), float(next(numbers)))])
     assert [samples(made)["penstock_connections",] for _ in range(3)] == [1, 2, 3]
 
 
 def test_a_probe_with_the_wrong_labels_is_our_bug():
-    made = Metrics([])
+    made = Metrics()
     made.probes.append(lambda: [("penstock_connections", ("x",), 1.0)])
     with pytest.raises(AssertionError, match="penstock_connections"):
         made.expose()

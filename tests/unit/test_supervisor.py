@@ -61,6 +61,7 @@ def test_a_spawn_that_fails_late_leaves_nothing_behind(monkeypatch, what):
             watcher.spawn(
                 Role.WORKER,
                 0,
+                seat=0,
                 module="gpuworker",
                 heritage=refuse if what == "heritage" else heritage,
                 on_frame=lambda *_: None,

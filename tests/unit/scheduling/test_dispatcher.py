@@ -304,7 +304,8 @@ def test_a_slow_worker_does_not_give_up_what_a_fast_one_can_do():
 
 def test_nor_does_it_when_the_plan_is_broken_already():
     core = Core(points=ONE, workers=2)
-    core.s.workers[1].ready = core.s.workers[1].was_ready = False
+    core.s.workers[1].bury(NOW)
+    core.s.workers[1].was_ready = False
     rows(core, 60, 60)
     core.fill()
     assert core.do(NOW) == ["run 0: 1 at 1, full"]

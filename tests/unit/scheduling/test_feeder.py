@@ -314,6 +314,7 @@ def test_a_decoder_s_death_is_no_slip():
     core.submit(count=2, size=60_000)
     core.do(NOW)
     core.s.decoder_lost(0, core.tickets[0].number, guilty=True, now_ns=NOW)
+    core.do(NOW)
     core.s.decoder_ready(0, NOW + 90 * MS)
     core.do(NOW + 90 * MS)
     core.decoded(2, at=NOW + 91 * MS)

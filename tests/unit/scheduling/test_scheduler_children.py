@@ -121,17 +121,18 @@ def test_when_nobody_is_blamed_everybody_may_be_there_three_times():
 # Workers
 
 
-def test_a_lost_batch_runs_once_more():
+def test_a_lost_batch_runs_again_one_image_at_a_time():
     core = Core(workers=2)
-    core.queued(deadline_ns=NOW + 60 * S)
-    assert core.do(NOW) == ["run 0: 1 at 1, idle"]
+    core.tensors(2, deadline_ns=NOW + 60 * S)
+    assert core.do(NOW) == ["run 0: 1 2 at 2, idle"]
 
     core.s.worker_lost(0, NOW)
-    assert core.do(NOW) == ["spawn worker 0", "run 1: 1 at 1, idle"]
-
-    core.s.worker_lost(1, NOW)
-    assert core.do(NOW) == ["finish 1: worker_lost", "spawn worker 1"]
-    assert core.quiet()
+    assert core.do(NOW) == ["spawn worker 0", "run 1: 1 at 1, suspect"]
+    core.queued(deadline_ns=NOW + 60 * S)
+    core.ran(1, at=NOW + 10 * MS)
+    assert core.do(NOW + 10 * MS) == ["finish 1: ok", "run 1: 2 at 1, suspect"], "before those who came later"
+    core.ran(1, at=NOW + 20 * MS)
+    assert core.do(NOW + 20 * MS) == ["finish 2: ok", "run 1: 3 at 1, idle"]
 
 
 def test_a_lost_batch_waits_for_the_successor():
@@ -142,16 +143,31 @@ def test_a_lost_batch_waits_for_the_successor():
     core.s.worker_lost(0, NOW)
     assert core.do(NOW) == ["spawn worker 0"]
     core.worker_up(0, NOW + 300 * MS)
-    assert core.do(NOW + 300 * MS) == ["run 0: 1 at 1, idle"]
+    assert core.do(NOW + 300 * MS) == ["run 0: 1 at 1, suspect"]
 
 
-def test_a_hung_worker_is_killed_after_a_second_at_least():
+def test_a_hung_worker_is_interrupted_after_a_second_at_least_and_killed_if_that_does_not_help():
     core = Core()
     core.queued(deadline_ns=NOW + 60 * S)
     core.do(NOW)
 
     assert core.s.wake_at_ns() == NOW + 1 * S
-    assert core.do(NOW + 1 * S) == ["kill worker 0: hung"]
+    assert core.do(NOW + 1 * S) == ["interrupt 0"]
+    assert core.s.wake_at_ns() == NOW + 1250 * MS
+    assert core.do(NOW + 1250 * MS) == ["kill worker 0: hung"]
+
+
+def test_an_interrupted_worker_that_answers_goes_on():
+    core = Core()
+    core.tensors(2, deadline_ns=NOW + 60 * S)
+    core.do(NOW)
+    core.do(NOW + 1 * S)
+
+    core.ran(at=NOW + 1010 * MS, status=ItemStatus.INTERRUPTED)
+    assert core.do(NOW + 1010 * MS) == ["run 0: 1 at 1, suspect"]
+    core.ran(at=NOW + 1020 * MS)
+    assert core.do(NOW + 1020 * MS) == ["finish 1: ok", "run 0: 2 at 1, suspect"]
+    assert core.do(NOW + 2020 * MS) == ["interrupt 0"]
 
 
 def test_a_slow_batch_is_given_five_times_its_time():
@@ -161,7 +177,7 @@ def test_a_slow_batch_is_given_five_times_its_time():
 
     core.do(NOW + 1 * S)
     assert core.s.wake_at_ns() == NOW + 5 * 408 * MS
-    assert core.do(NOW + 5 * 408 * MS) == ["kill worker 0: hung"]
+    assert core.do(NOW + 5 * 408 * MS) == ["interrupt 0"]
 
 
 def test_a_staged_batch_is_watched_from_its_own_start():

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from gateway.scheduling.feeder import DecoderState
 from gateway.scheduling.placement import WorkerState
-from gateway.scheduling.ticket import Kill, Role
+from gateway.scheduling.restarts import State
+from gateway.scheduling.ticket import Interrupt, Kill, Role
 from gateway.scheduling.watch import NEVER_NS, Watch
 from tests.support.core import MS, NOW, S
+
+if TYPE_CHECKING:
+    from gateway.scheduling.ticket import Effect
 
 
 class Nursery:
@@ -15,11 +21,18 @@ class Nursery:
     def __init__(self) -> None:
         self.decoder, self.worker = DecoderState(0), WorkerState(0)
         for child in (self.decoder, self.worker):
-            child.ready, child.spawn_at_ns = True, None
+            child.begin(NOW)
+            child.move(State.READY)
         self.watch = Watch([self.decoder], [self.worker], start_timeout_ns=20 * S, owing_ns_min=200 * MS)
 
     def looks(self, at: int = NOW) -> list[tuple[str, Role]]:
-        return [(effect.reason if isinstance(effect, Kill) else "spawn", effect.role) for effect in self.watch.look(at)]
+        return [self.words(effect) for effect in self.watch.look(at)]
+
+    @staticmethod
+    def words(effect: Effect) -> tuple[str, Role]:
+        if isinstance(effect, Interrupt):
+            return "interrupt", Role.WORKER
+        return effect.reason if isinstance(effect, Kill) else type(effect).__name__.lower(), effect.role
 
 
 def test_nobody_is_looked_after_who_owes_nothing():
@@ -31,7 +44,8 @@ def test_nobody_is_looked_after_who_owes_nothing():
 
 def test_the_dead_are_started_when_their_time_has_come():
     nursery = Nursery()
-    nursery.worker.ready, nursery.worker.spawn_at_ns = False, NOW + 100 * MS
+    nursery.worker.bury(NOW)
+    nursery.worker.spawn_at_ns = NOW + 100 * MS
 
     assert nursery.looks() == []
     assert nursery.watch.next_ns == NOW + 100 * MS
@@ -41,13 +55,30 @@ def test_the_dead_are_started_when_their_time_has_come():
 
 def test_what_does_not_come_up_is_killed_once():
     nursery = Nursery()
-    nursery.decoder.ready, nursery.decoder.started_ns = False, NOW
+    nursery.decoder.bury(NOW)
+    nursery.decoder.begin(NOW)
 
     assert nursery.looks(NOW + 1) == []
     assert nursery.watch.next_ns == NOW + 20 * S
     assert nursery.looks(NOW + 20 * S) == [("did not start in time", Role.DECODER)]
     assert nursery.decoder.condemned
-    assert nursery.looks(NOW + 40 * S) == []
+    assert nursery.looks(NOW + 24 * S) == []
+
+
+def test_what_was_killed_and_is_not_gone_is_stuck_until_it_is():
+    nursery = Nursery()
+    nursery.watch.kill(Role.WORKER, nursery.worker, "nonsense", NOW)
+
+    assert nursery.looks(NOW + 1 * S) == []
+    assert nursery.watch.next_ns == NOW + 5 * S
+    assert nursery.looks(NOW + 5 * S) == [("stuck", Role.WORKER)]
+    assert nursery.worker.state is State.STUCK
+    assert nursery.looks(NOW + 500 * S) == []
+    nursery.watch.kill(Role.WORKER, nursery.worker, "again", NOW + 501 * S)
+    assert nursery.worker.state is State.STUCK, "asking twice is no news"
+
+    nursery.worker.bury(NOW + 600 * S)
+    assert nursery.looks(NOW + 600 * S) == [("spawn", Role.WORKER)]
 
 
 def test_what_hangs_is_killed():
@@ -76,12 +107,12 @@ def test_the_condemned_are_not_believed_until_they_are_started_again(role: Role)
     nursery = Nursery()
     child = nursery.decoder if role is Role.DECODER else nursery.worker
 
-    kill = nursery.watch.kill(role, 0, "nonsense", broken=True)
+    kill = nursery.watch.kill(role, child, "nonsense", NOW, broken=True)
 
     assert (kill.role, kill.index, kill.reason) == (role, 0, "nonsense")
     assert (child.ready, child.condemned, child.broken) == (False, True, True)
-    assert nursery.looks(NOW + 60 * S) == [], "its death has not come back"
+    assert nursery.looks(NOW + 4 * S) == [], "its death has not come back"
 
-    child.spawn_at_ns = NOW + 61 * S
+    child.bury(NOW + 61 * S)
     assert nursery.looks(NOW + 61 * S) == [("spawn", role)]
     assert (child.condemned, child.broken) == (False, False)
