@@ -158,6 +158,10 @@ class Driver:
             self._changed = self._loop.create_future()
         await asyncio.shield(self._changed)
 
+    def wake(self) -> None:
+        """Models or workers were changed in the core: have it decide what follows."""
+        self._ask_pump()
+
     def _child_changed(self) -> None:
         if self._changed is not None:
             self._changed.set_result(None)
