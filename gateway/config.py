@@ -19,6 +19,7 @@ from gateway import clients as keyed
 from gateway.clients import RATE_MAX, KeyedClient
 from gateway.errors import InvalidSettings
 from gateway.fields import check, check_known, noted, rows, toml
+from shm import failpoints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +36,9 @@ GIB = 1 << 30
 # Kubernetes puts these into every container beside a Service called penstock; they are nobody's settings.
 _SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+
+_NO_SETTINGS = frozenset({failpoints.VARIABLE, failpoints.SEED_VARIABLE})
+"""Read by every process of ours for itself, in tests."""
 
 Device = Annotated[str, Meta(pattern=r"^(cpu|cuda:(0|[1-9][0-9]?))$")]
 
@@ -284,11 +288,12 @@ def _from_file(file: Path | None) -> dict[str, Any]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The names that are ours, without those that Kubernetes makes up."""
+    """The names that are ours, without those that Kubernetes makes up and those that arm failpoints."""
     return [
         (name, text)
         for name, text in environ.items()
         if name.startswith(PREFIX)
+        and name not in _NO_SETTINGS
         and not _SERVICE_LINK.fullmatch(name.removeprefix(PREFIX))
         and not _SERVICE_URL.match(text)
     ]

@@ -58,6 +58,10 @@ def test_lists_and_numbers_in_the_environment():
     assert load(None, {}, {"devices": ["cpu"]}).devices == ("cpu",)
 
 
+def test_failpoints_are_no_settings():
+    assert load(None, {"PENSTOCK_FAILPOINTS": "a.b=crash", "PENSTOCK_FAILPOINTS_SEED": "7"}, {}) == Settings()
+
+
 def test_whole_numbers_are_fine_for_durations(write):
     assert load(write("body_timeout_s = 3\n"), {}, {}).body_timeout_s == 3.0
 
