@@ -5,10 +5,12 @@ A frame that the socket cannot take now waits in order; how many can is bounded 
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
+import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from shm import wire
 
@@ -27,6 +29,13 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_SIZE)
     return ours, theirs
+
+
+class _Waiting(NamedTuple):
+    """A frame that the socket has not taken yet, and the descriptor that goes with it, our own copy; -1 for none."""
+
+    frame: bytes
+    fd: int = -1
 
 
 class Link:
@@ -50,7 +59,7 @@ class Link:
         self._on_eof = on_eof
         self._buffer = bytearray(wire.FRAME_SIZE_MAX)
         self._view = memoryview(self._buffer)
-        self._backlog: collections.deque[bytes] = collections.deque()
+        self._backlog: collections.deque[_Waiting] = collections.deque()
         self._eof = False
         loop.add_reader(ours.fileno(), self._readable)
 
@@ -64,17 +73,52 @@ class Link:
         that comes by another way. Raises OSError when the kernel refuses the frame for another reason.
         """
         if self._backlog:
-            self._backlog.append(frame)
+            self._backlog.append(_Waiting(frame))
             return
         if self._socket.fileno() < 0:
             return
         try:
             self._socket.send(frame)
         except (BlockingIOError, InterruptedError):
-            self._backlog.append(frame)
-            self._loop.add_writer(self._socket.fileno(), self._writable)
+            self._wait(_Waiting(frame))
         except ConnectionError:
             return
+
+    def send_with_fd(self, frame: bytes, fd: int) -> None:
+        """Send one frame with a descriptor, in its place among the others. `fd` stays the caller's, who may close it at
+        once. Raises OSError when it cannot be kept until the socket takes it, or the kernel refuses the frame.
+        """
+        if self._socket.fileno() < 0:
+            return
+        if self._backlog:
+            self._backlog.append(_Waiting(frame, os.dup(fd)))
+            return
+        try:
+            self._send_now(_Waiting(frame, fd))
+        except (BlockingIOError, InterruptedError):
+            self._wait(_Waiting(frame, os.dup(fd)))
+        except ConnectionError:
+            return
+
+    def _send_now(self, waiting: _Waiting) -> None:
+        """Give one frame to the socket. Raises BlockingIOError, and OSError."""
+        if waiting.fd < 0:
+            self._socket.send(waiting.frame)
+        else:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [waiting.fd]))
+            self._socket.sendmsg([waiting.frame], [rights])
+
+    def _wait(self, waiting: _Waiting) -> None:
+        """Keep the first frame that the socket does not take."""
+        self._backlog.append(waiting)
+        self._loop.add_writer(self._socket.fileno(), self._writable)
+
+    def _forget_backlog(self) -> None:
+        """Give up what waits, with its descriptors."""
+        for waiting in self._backlog:
+            if waiting.fd >= 0:
+                os.close(waiting.fd)
+        self._backlog.clear()
 
     def drain(self) -> None:
         """Read every frame that is already there: a child's last words, before it is buried."""
@@ -87,7 +131,7 @@ class Link:
             return
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
-        self._backlog.clear()
+        self._forget_backlog()
         self._socket.close()
 
     def _readable(self) -> None:
@@ -113,12 +157,14 @@ class Link:
     def _writable(self) -> None:
         while self._backlog:
             try:
-                self._socket.send(self._backlog[0])
+                self._send_now(self._backlog[0])
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
-                self._backlog.clear()
+                self._forget_backlog()
                 break
-            self._backlog.popleft()
+            fd = self._backlog.popleft().fd
+            if fd >= 0:
+                os.close(fd)
         with contextlib.suppress(ValueError):
             self._loop.remove_writer(self._socket.fileno())

@@ -5,17 +5,22 @@ The list itself travels as JSON in a memfd whose number is the child's only argu
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import Self
 
 import msgspec
 
-from shm.segment import Segment
+from shm.segment import Segment, map_for_views
 
 _PR_SET_PDEATHSIG = 1
+
+_OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
+_OOM_SCORE_ADJ_MAX = 1000
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -28,6 +33,10 @@ class Grant(msgspec.Struct, frozen=True):
     def attach(self) -> Segment:
         """Map it, in the child."""
         return Segment.attach(self.fd, self.size, writable=self.writable)
+
+    def map_for_views(self) -> memoryview:
+        """Map it for writing, in a child that has to give it back before it ends; the fd is closed."""
+        return map_for_views(self.fd, self.size)
 
 
 class ModelGrant(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,3 +132,14 @@ def die_with(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "PR_SET_PDEATHSIG")
     if os.getppid() != parent:
         raise SystemExit("penstock: the gateway died while this child was starting")
+
+
+def go_first(points: int) -> None:
+    """In the child: be killed before the process that started this one when memory runs out; as far as the kernel lets.
+
+    `points` are added to what was inherited (out of 1000). A child that dies of it is replaced, a gateway is not.
+    Source: proc(5), oom_score_adj.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        inherited = int(_OOM_SCORE_ADJ.read_text(encoding="ascii"))
+        _OOM_SCORE_ADJ.write_text(str(min(inherited + points, _OOM_SCORE_ADJ_MAX)), encoding="ascii")

@@ -6,13 +6,21 @@ Never a name in any file system, never a resize after creation.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import mmap
 import os
+import weakref
 from typing import Self
 
 F_SEAL_FUTURE_WRITE = 0x0010
 """Linux 5.1; not in Python's fcntl module. Source: linux/fcntl.h."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 _FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
@@ -66,3 +74,20 @@ class Segment:
         # An exported view (a response being written) holds the map; the garbage collector unmaps it then.
         with contextlib.suppress(BufferError):
             self.map.close()
+
+
+def map_for_views(fd: int, size: int) -> memoryview:
+    """Map a memfd read-write and close `fd`; unmapped when the last view of the memory is gone.
+
+    For a process under seccomp: one system call, and no descriptor stays. Python's own mmap makes and keeps a second
+    descriptor, for which the sandbox has neither the call nor the room. Raises OSError.
+    """
+    address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    failed = ctypes.get_errno() if address == _MAP_FAILED else 0
+    os.close(fd)
+    if failed:
+        raise OSError(failed, os.strerror(failed))
+    # Views of NumPy keep this array, not the memoryview, so it is the one to watch.
+    array = (ctypes.c_ubyte * size).from_address(address)
+    weakref.finalize(array, _libc.munmap, address, size).atexit = False
+    return memoryview(array).cast("B")

@@ -7,6 +7,9 @@ one of the types below raises WireError: its sender is broken and is to be kille
 direction  message                meaning
 =========  =====================  ====================================
 → decoder  Decode                 decode these images into these slots
+→ decoder  Attach                 one more model; its frame carries one
+                                  descriptor, of the model's input segment
+→ decoder  Detach                 forget a model and unmap its slots
 ← decoder  DecoderReady           sandboxed and waiting for work
 ← decoder  Decoded                a status per image
 → worker   Run                    run these slots as one batch
@@ -46,9 +49,9 @@ class ItemStatus(enum.IntEnum):
     BAD_BASE64 = 4
     FAILED = 5
     LATE = 6
-    INTERRUPTED = 7
-    NO_MEMORY = 8
-    DEVICE_LOST = 9
+    INTERRUPTED = 7  # the run was ended on request, before it was done
+    NO_MEMORY = 8  # the batch did not fit in memory; a smaller one may
+    DEVICE_LOST = 9  # the device will fail all that comes; the worker ends itself behind this frame
 
 
 class DecodeItem(msgspec.Struct, array_like=True, gc=False):
@@ -66,6 +69,25 @@ class Decode(msgspec.Struct, array_like=True, tag=1):
     """Images for one decoder, in the order in which it is to decode them."""
 
     items: list[DecodeItem]
+
+
+class Attach(msgspec.Struct, array_like=True, tag=10):
+    """One more model for a decoder, as `shm.heritage.ModelGrant` has it: from now on it may be named in Decode.
+
+    `size` is the bytes of its input segment, whose descriptor comes with this frame as SCM_RIGHTS. `contract` is JSON
+    and has to leave the frame under FRAME_SIZE_MAX; a decoder has no use for its description.
+    """
+
+    model: int
+    contract: str
+    slot_count: int
+    size: int
+
+
+class Detach(msgspec.Struct, array_like=True, tag=11):
+    """A model that no Decode will name again: its slots are to be unmapped."""
+
+    model: int
 
 
 class DecodedItem(msgspec.Struct, array_like=True, gc=False):
@@ -126,13 +148,17 @@ class ProfilePoint(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Loaded(msgspec.Struct, array_like=True, tag=6):
-    """A model is warm at every size of `profile`. `fields` says what its output slots hold; `provider` what runs it."""
+    """A model is warm at every size of `profile`. `fields` says what its output slots hold; `provider` what runs it.
+
+    `memory_size`: bytes that loading added to the worker's own memory, buffers and engine included.
+    """
 
     model: int
     fields: list[Field]
     profile: list[ProfilePoint]
     provider: str
     load_ns: int
+    memory_size: int = 0
 
 
 class LoadFailed(msgspec.Struct, array_like=True, tag=7):
@@ -143,14 +169,18 @@ class LoadFailed(msgspec.Struct, array_like=True, tag=7):
 
 
 class WorkerReady(msgspec.Struct, array_like=True, tag=8):
-    """Every model was answered by Loaded or LoadFailed. `device` is a label for people; `rss_size` is in bytes."""
+    """Every model was answered by Loaded or LoadFailed. `device` is a label for people.
+
+    Bytes: `rss_size` is resident, `memory_size` is what of it is this process's alone, which its death gives back.
+    """
 
     device: str
     rss_size: int
+    memory_size: int = 0
 
 
 class Ran(msgspec.Struct, array_like=True, tag=9):
-    """One batch is done: `statuses` in the order of Run.slots. Wall times of its parts; `detail` for FAILED ones."""
+    """One batch is done: `statuses` in the order of Run.slots. Wall times of its parts; `detail` for failed ones."""
 
     batch: int
     statuses: list[ItemStatus]
@@ -160,9 +190,10 @@ class Ran(msgspec.Struct, array_like=True, tag=9):
     detail: str = ""
 
 
+ForDecoder = Decode | Attach | Detach
 FromDecoder = DecoderReady | Decoded
 FromWorker = Loading | Loaded | LoadFailed | WorkerReady | Ran
-Message = Decode | Run | FromDecoder | FromWorker
+Message = ForDecoder | Run | FromDecoder | FromWorker
 
 
 Buffer = bytes | bytearray | memoryview
@@ -176,7 +207,7 @@ class WireError(ValueError):
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _encoder = msgspec.msgpack.Encoder()
-_to_decoder = msgspec.msgpack.Decoder(Decode)
+_to_decoder: msgspec.msgpack.Decoder[ForDecoder] = msgspec.msgpack.Decoder(ForDecoder)
 _to_worker = msgspec.msgpack.Decoder(Run)
 _from_decoder: msgspec.msgpack.Decoder[FromDecoder] = msgspec.msgpack.Decoder(FromDecoder)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
@@ -189,7 +220,7 @@ def encode(message: Message) -> bytes:
     return frame
 
 
-def read_for_decoder(frame: Buffer) -> Decode:
+def read_for_decoder(frame: Buffer) -> ForDecoder:
     """In a decoder: a frame of the gateway's. Raises WireError."""
     try:
         return _to_decoder.decode(frame)

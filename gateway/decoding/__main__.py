@@ -6,6 +6,7 @@ Exit codes (a death by SIGPROF is the CPU budget of one image, SIGSYS a system c
 code  meaning
 ====  =========================================================
 0     the gateway closed the socket
+12    the slots of an attached model do not fit in the address space it may have
 64    started with anything but one descriptor of a heritage
 76    the gateway sent what is not a frame, or named a slot, model or body that is not there
 77    a confinement that the kernel has could not be applied
@@ -23,19 +24,20 @@ import gc
 import signal
 import sys
 
-import msgspec
-
 from gateway.decoding import pillow, sandbox
-from gateway.decoding.loop import CpuBudget, Decoder, Model, report
+from gateway.decoding.loop import CpuBudget, Decoder, Model, NoMemoryForModel, report
 from gateway.decoding.warm import warm_up
-from gateway.models.spec import Contract
-from shm import views, wire
-from shm.heritage import Heritage
+from shm import failpoints, wire
+from shm.heritage import Heritage, go_first
 from shm.recorder import Recorder
 
+EXIT_NO_MEMORY = 12
 EXIT_USAGE = 64
 EXIT_BAD_FRAME = 76
 EXIT_SANDBOX = 77
+
+OOM_POINTS = 800
+"""Out of 1000, over the gateway's: the least is lost with a decoder."""
 
 
 def main(arguments: list[str]) -> int:
@@ -45,6 +47,8 @@ def main(arguments: list[str]) -> int:
     heritage = Heritage.inherit(int(arguments[0]))
     heritage.die_with_parent()
     heritage.yield_to_parent()
+    go_first(OOM_POINTS)
+    failpoints.hit("decoder.after_inherit")
     if heritage.bodies is None or heritage.limits is None:
         return _fail(EXIT_USAGE, "the heritage of a decoder has bodies and limits")
     # Service managers signal the whole group; when a decoder ends is the gateway's decision, which drains first.
@@ -53,11 +57,10 @@ def main(arguments: list[str]) -> int:
     pillow.silence()
     bodies = memoryview(heritage.bodies.attach().map)
     recorder = Recorder(heritage.recorder.attach())
-    models: dict[int, Model] = {}
-    for grant in heritage.models:
-        contract = msgspec.json.decode(grant.contract, type=Contract)
-        rows = views.pixel_rows(grant.input.attach().map, contract.input.shape, grant.slot_count)
-        models[grant.index] = Model.of(contract, rows)
+    models = {
+        grant.index: Model.of(grant.contract, grant.input.map_for_views(), grant.slot_count)
+        for grant in heritage.models
+    }
     control = heritage.open_socket()
     warm_up()
     # What exists now lives as long as the process, so no collection need look at it again.
@@ -69,14 +72,22 @@ def main(arguments: list[str]) -> int:
         in_force = sandbox.confine(address_space_size_max=limits.address_space_size_max, nice=limits.nice)
     except sandbox.SandboxError as error:
         return _fail(EXIT_SANDBOX, str(error))
+    failpoints.hit("decoder.before_ready")
     try:
         control.send(wire.encode(wire.DecoderReady(in_force)))
     except ConnectionError:
         return 0
+    return _serve(Decoder(control, bodies, models, recorder, budget))
+
+
+def _serve(decoder: Decoder) -> int:
+    """Decode until the gateway is gone; the exit code."""
     try:
-        Decoder(control, bodies, models, recorder, budget).serve()
+        decoder.serve()
     except wire.WireError as error:
         return _fail(EXIT_BAD_FRAME, f"the gateway sent a frame that no gateway sends: {error}")
+    except NoMemoryForModel as error:
+        return _fail(EXIT_NO_MEMORY, str(error))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The decoder's one loop: frames of images in, frames of outcomes out. One thread, no state but what it inherited.
+"""The decoder's one loop: frames of images in, frames of outcomes out. One thread, no state but what it was given.
 
 A bad image becomes a status. A bad frame is the gateway's bug and ends the process.
 """
@@ -10,26 +10,28 @@ import contextlib
 import logging
 import os
 import signal
+import socket
+import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from gateway import logs
 from gateway.decoding.edge import OUT_OF_MEMORY
 from gateway.decoding.imaging import Recipe, Scratch, decode_into
 from gateway.errors import PayloadTooLarge, Refusal, UndecodableImage, UnsupportedMediaType
-from shm import wire
-from shm.wire import DecodedItem, DecodeItem, Encoding, ItemStatus, WireError
+from gateway.models.spec import Contract
+from shm import failpoints, views, wire
+from shm.segment import map_for_views
+from shm.wire import Attach, Decode, DecodedItem, DecodeItem, Encoding, ItemStatus, WireError
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Mapping
-
     import numpy as np
     from numpy.typing import NDArray
 
     from gateway.decoding.header import Body
-    from gateway.models.spec import Contract
     from shm.recorder import Recorder
 
 FLUSH_NS = 2_000_000
@@ -40,6 +42,10 @@ LARGE_BODY_SIZE = 64 * 1024
 
 REPLY_ITEMS_MAX = 256
 """Outcomes in one frame; with details of 120 characters they stay under wire.FRAME_SIZE_MAX."""
+
+_RIGHTS = socket.SCM_RIGHTS
+_FD_SIZE = 4
+"""Bytes of one descriptor in an SCM_RIGHTS message."""
 
 _STATUSES: dict[type[Refusal], ItemStatus] = {
     UndecodableImage: ItemStatus.UNDECODABLE,
@@ -55,14 +61,19 @@ class Model(NamedTuple):
     slots: list[NDArray[np.uint8]]
 
     @classmethod
-    def of(cls, contract: Contract, rows: NDArray[np.uint8]) -> Model:
-        """`rows` is uint8[slot_count, h, w, c]."""
+    def of(cls, contract: str, slots: memoryview, slot_count: int) -> Model:
+        """`contract` is JSON, `slots` the input segment. Raises msgspec.DecodeError, ValueError."""
+        parsed = msgspec.json.decode(contract, type=Contract)
         # Indexing a list is four times as fast as making the view anew for each image.
-        return cls(Recipe(contract), list(rows))
+        return cls(Recipe(parsed), list(views.pixel_rows(slots, parsed.input.shape, slot_count)))
 
 
 class BadBase64(Exception):
     """An image that was said to be base64 is not."""
+
+
+class NoMemoryForModel(Exception):
+    """The slots of an attached model cannot be mapped: the address space that this decoder may have is too small."""
 
 
 class CpuBudget:
@@ -90,7 +101,7 @@ class CpuBudget:
 
 
 class Decoder:
-    """Everything that the loop needs. `bodies` is read-only; `models` maps the wire's index to slots."""
+    """Everything that the loop needs. `bodies` is read-only; `models`, by the wire's index, is its own."""
 
     __slots__ = ("_bodies", "_budget", "_control", "_models", "_recorder", "_scratch")
 
@@ -98,7 +109,7 @@ class Decoder:
         self,
         control: socket.socket,
         bodies: memoryview,
-        models: Mapping[int, Model],
+        models: dict[int, Model],
         recorder: Recorder,
         budget: CpuBudget,
     ) -> None:
@@ -110,18 +121,44 @@ class Decoder:
         self._scratch = Scratch()
 
     def serve(self) -> None:
-        """Work until the gateway closes the socket, or is gone. Raises WireError."""
+        """Work until the gateway closes the socket, or is gone. Raises WireError, NoMemoryForModel."""
+        room = socket.CMSG_SPACE(_FD_SIZE)
         while True:
             try:
-                frame = self._control.recv(wire.FRAME_SIZE_MAX)
+                frame, ancillary, flags, _ = self._control.recvmsg(wire.FRAME_SIZE_MAX, room)
             except ConnectionError:
                 return
             if not frame:
                 return
+            message = wire.read_for_decoder(frame)
+            if flags & socket.MSG_CTRUNC or (ancillary and not isinstance(message, Attach)):
+                raise WireError(f"descriptors with {type(message).__name__} that do not belong there")
             try:
-                self._work_off(wire.read_for_decoder(frame).items)
+                if isinstance(message, Decode):
+                    self._work_off(message.items)
+                elif isinstance(message, Attach):
+                    self._attach(message, ancillary)
+                elif self._models.pop(message.model, None) is None:
+                    raise WireError(f"no model {message.model} to detach")
             except ConnectionError:
                 return
+
+    def _attach(self, attach: Attach, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """Map one more model, whose descriptor came with the frame. Raises WireError, NoMemoryForModel."""
+        passed = [content for level, kind, content in ancillary if (level, kind) == (socket.SOL_SOCKET, _RIGHTS)]
+        if len(passed) != 1 or len(passed[0]) != _FD_SIZE:
+            raise WireError(f"model {attach.model} came without the descriptor of its slots")
+        fd = int.from_bytes(passed[0], sys.byteorder)
+        if attach.model in self._models:
+            raise WireError(f"model {attach.model} was attached twice")
+        try:
+            slots = map_for_views(fd, attach.size)
+        except OSError as error:
+            raise NoMemoryForModel(f"{attach.size} bytes of slots for model {attach.model}: {error.strerror}") from None
+        try:
+            self._models[attach.model] = Model.of(attach.contract, slots, attach.slot_count)
+        except ValueError as error:  # msgspec's own among them
+            raise WireError(f"model {attach.model}: {error}") from None
 
     def _work_off(self, items: list[DecodeItem]) -> None:
         """Decode in order; answer in as few frames as leave no image waiting for a slow neighbour."""
@@ -141,6 +178,7 @@ class Decoder:
 
     def _send(self, done: list[DecodedItem]) -> None:
         """Answer `done`, and empty it."""
+        failpoints.hit("decoder.before_reply")
         self._control.send(wire.encode(wire.Decoded(done)))
         done.clear()
 
@@ -154,9 +192,11 @@ class Decoder:
         status, detail = ItemStatus.OK, ""
         width = height = 0
         try:
+            failpoints.hit("decoder.before_decode")
             if item.encoding is Encoding.BASE64:
                 body = from_base64(body)
             width, height = decode_into(body, slot, recipe, self._scratch)
+            failpoints.hit("decoder.after_decode")
         except BadBase64 as error:
             status, detail = ItemStatus.BAD_BASE64, str(error)
         except Refusal as refusal:

@@ -57,7 +57,8 @@ def confine(*, address_space_size_max: int, nice: int) -> list[str]:
     """Shut the sandbox around this process, which must have one thread, and name what is in force.
 
     `address_space_size_max` (bytes) bounds everything that is mapped: interpreter and libraries (about 0.2 GiB), every
-    segment of the heritage, and the image being decoded. Raises SandboxError.
+    segment of the heritage, and the image being decoded. Who started this process may raise it later (prlimit), before
+    it passes another segment. Raises SandboxError.
     """
     # Landlock and seccomp bind the calling thread; another one would stay outside.
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names only
@@ -72,8 +73,8 @@ def confine(*, address_space_size_max: int, nice: int) -> list[str]:
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise SandboxError(f"no_new_privs: {_last_error()}")
     in_force = ["no_new_privs"]
-    # Landlock's ruleset is a descriptor, so it comes before the limit that allows none; the filter, which allows
-    # neither, comes last.
+    # Landlock's ruleset is a descriptor, so it comes before the limit on them; the filter, which allows neither, comes
+    # last.
     if _landlock():
         in_force.append("landlock")
     _limit(address_space_size_max)
@@ -84,21 +85,29 @@ def confine(*, address_space_size_max: int, nice: int) -> list[str]:
 
 
 def _limit(address_space_size_max: int) -> None:
-    """Resource limits, soft and hard alike. Raises SandboxError."""
+    """Resource limits, soft and hard alike; only that of memory may the gateway raise later. Raises SandboxError."""
     limits = (
-        (resource.RLIMIT_AS, address_space_size_max),
-        (resource.RLIMIT_CORE, 0),  # a core would hold clients' images
-        (resource.RLIMIT_FSIZE, 0),  # writing to mapped memory is not writing a file
-        (resource.RLIMIT_NOFILE, 0),  # those that are open stay open
-        (resource.RLIMIT_NPROC, 0),
+        # For models that are attached later. From inside it cannot be raised: the filter refuses the calls.
+        (resource.RLIMIT_AS, address_space_size_max, True),
+        (resource.RLIMIT_CORE, 0, False),  # a core would hold clients' images
+        (resource.RLIMIT_FSIZE, 0, False),  # writing to mapped memory is not writing a file
+        (resource.RLIMIT_NOFILE, _lowest_free_fd() + 1, False),  # that of an attached model, until it is mapped
+        (resource.RLIMIT_NPROC, 0, False),
     )
-    for limit, value in limits:
+    for limit, value, raisable in limits:
         hard = resource.getrlimit(limit)[1]
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
         try:
-            resource.setrlimit(limit, (allowed, allowed))
+            resource.setrlimit(limit, (allowed, hard if raisable else allowed))
         except (OSError, ValueError) as error:
             raise SandboxError(f"resource limit {limit}: {error}") from None
+
+
+def _lowest_free_fd() -> int:
+    """The number that the next descriptor gets: the limit on them is on their numbers."""
+    fd = os.memfd_create("penstock-probe")
+    os.close(fd)
+    return fd
 
 
 def _landlock() -> bool:

@@ -25,7 +25,11 @@ points = st.builds(wire.ProfilePoint, words, words, words)
 statuses = st.lists(st.sampled_from(ItemStatus), **few)
 
 MESSAGES = {
-    wire.read_for_decoder: [st.builds(wire.Decode, st.lists(decode_items, **few))],
+    wire.read_for_decoder: [
+        st.builds(wire.Decode, st.lists(decode_items, **few)),
+        st.builds(wire.Attach, words, texts, words, words),
+        st.builds(wire.Detach, words),
+    ],
     wire.read_for_worker: [st.builds(wire.Run, words, words, words, st.lists(words, **few), words, words)],
     wire.read_from_decoder: [
         st.builds(wire.DecoderReady, st.lists(texts, **few)),
@@ -33,9 +37,9 @@ MESSAGES = {
     ],
     wire.read_from_worker: [
         st.builds(wire.Loading, words, texts, st.floats(0, 1)),
-        st.builds(wire.Loaded, words, st.lists(fields, **few), st.lists(points, **few), texts, words),
+        st.builds(wire.Loaded, words, st.lists(fields, **few), st.lists(points, **few), texts, words, words),
         st.builds(wire.LoadFailed, words, texts),
-        st.builds(wire.WorkerReady, texts, words),
+        st.builds(wire.WorkerReady, texts, words, words),
         st.builds(wire.Ran, words, statuses, words, words, words, texts),
     ],
 }
@@ -117,11 +121,11 @@ def test_any_bytes_are_read_or_refused(frame):
 @quick
 @given(st.recursive(st.none() | st.booleans() | words | st.floats() | texts | st.binary(), st.lists, max_leaves=20))
 def test_any_value_is_read_or_refused(value):
-    for tag in range(11):
+    for tag in range(13):
         refuses_or_reads(msgspec.msgpack.encode([tag, value, value, value, value, value, value]))
 
 
-@pytest.mark.parametrize("status", [-1, 7, 2**40])
+@pytest.mark.parametrize("status", [-1, 10, 2**40])
 def test_an_unknown_status_is_refused(status):
     with pytest.raises(WireError):
         wire.read_from_worker(msgspec.msgpack.encode([9, 1, [status], 0, 0, 0, ""]))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -191,5 +193,105 @@ def test_a_frame_over_the_limit_is_cut_and_so_refused_by_the_wire():
         assert len(ends.frames[0]) == wire.FRAME_SIZE_MAX
         with pytest.raises(wire.WireError):
             wire.read_from_decoder(ends.frames[0])
+
+    with_ends(story)
+
+
+def content(fd):
+    """What the one descriptor holds, which is closed."""
+    held = os.pread(fd, 100, 0)
+    os.close(fd)
+    return held
+
+
+def holding(text):
+    """A descriptor of memory with `text` in it."""
+    fd = os.memfd_create("test")
+    os.write(fd, text)
+    return fd
+
+
+def open_count():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def receive(peer):
+    """(frame, descriptors) or None."""
+    try:
+        frame, fds, _, _ = socket.recv_fds(peer, wire.FRAME_SIZE_MAX, 4)
+    except BlockingIOError:
+        return None
+    return frame, fds
+
+
+def test_a_descriptor_comes_with_its_frame_and_stays_the_senders():
+    async def story(ends):
+        fd = holding(b"slots")
+        ends.link.send(b"before")
+        ends.link.send_with_fd(b"with", fd)
+        ends.link.send(b"after")
+        os.close(fd)
+        assert receive(ends.peer) == (b"before", [])
+        frame, fds = receive(ends.peer)
+        assert (frame, [content(fd) for fd in fds]) == (b"with", [b"slots"])
+        assert receive(ends.peer) == (b"after", [])
+
+    with_ends(story)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first_to_wait", "behind_others"])
+def test_a_descriptor_that_has_to_wait_keeps_its_place(first):
+    async def story(ends):
+        before = open_count()
+        fd = holding(b"slots")
+        sent = []
+        while not ends.link.backlog_count:
+            frame = len(sent).to_bytes(2, "big") + bytes(20_000)
+            sent.append(frame)
+            # The frame that fills the socket is the one with the descriptor, or one before it.
+            if first:
+                ends.link.send_with_fd(frame, fd)
+            else:
+                ends.link.send(frame)
+        ends.link.send_with_fd(b"with", fd)
+        ends.link.send(b"after")
+        os.close(fd)
+        assert ends.link.backlog_count == 3
+        found = []
+        end = time.monotonic() + 10
+        while len(found) < len(sent) + 2:
+            assert time.monotonic() < end
+            while (got := receive(ends.peer)) is not None:
+                frame, fds = got
+                found.append((frame, [content(fd) for fd in fds]))
+            await asyncio.sleep(0)
+        own = [b"slots"] if first else []
+        assert found == [*[(frame, own) for frame in sent], (b"with", [b"slots"]), (b"after", [])]
+        assert ends.link.backlog_count == 0
+        assert open_count() == before
+
+    with_ends(story)
+
+
+@pytest.mark.parametrize("how", ["closed", "peer_dies"])
+def test_descriptors_that_wait_in_vain_are_closed(how):
+    async def story(ends):
+        before = open_count()
+        fd = holding(b"slots")
+        while not ends.link.backlog_count:
+            ends.link.send(bytes(50_000))
+        ends.link.send_with_fd(b"with", fd)
+        assert open_count() == before + 2
+        os.close(fd)
+        if how == "closed":
+            ends.link.close()
+            assert open_count() == before - 1, "the socket is closed too"
+            ends.link.send_with_fd(b"late", 0)
+        else:
+            ends.peer.close()
+            await ends.wait(lambda: ends.ends and not ends.link.backlog_count)
+            assert open_count() == before - 1, "the peer's socket is closed too"
+            ends.link.send_with_fd(b"late", 0)
+            assert ends.link.backlog_count == 0
 
     with_ends(story)

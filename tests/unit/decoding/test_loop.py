@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+from pathlib import Path
 
-import numpy as np
+import msgspec
 import pytest
 
 from gateway.decoding import loop
-from gateway.decoding.loop import Decoder, Model
+from gateway.decoding.loop import Decoder, Model, NoMemoryForModel
 from shm import layout, wire
 from shm.recorder import Recorder
 from shm.segment import Segment
-from shm.wire import Decode, DecodeItem, Encoding, ItemStatus
+from shm.wire import Attach, Decode, DecodeItem, Detach, Encoding, ItemStatus, WireError
 from tests.support import images
 from tests.support.pipeline import contract
+
+CONTRACT = msgspec.json.encode(contract()).decode()
+SLOT = 32 * 32 * 3
 
 
 class NoBudget:
@@ -38,7 +43,7 @@ def ours():
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     recorder = Segment.create("recorder", layout.RECORDER_SIZE)
     bodies = bytearray(1 << 16)
-    model = Model.of(contract(), np.zeros((300, 32, 32, 3), np.uint8))
+    model = Model.of(CONTRACT, memoryview(bytearray(SLOT * 300)), 300)
     decoder = Decoder(right, memoryview(bodies), {0: model}, Recorder(recorder), NoBudget())
     left.settimeout(5)
     yield left, decoder, bodies
@@ -147,6 +152,69 @@ def test_memory_that_is_not_there_is_a_status(ours, monkeypatch):
     (outcomes,) = work(left, decoder, put(bodies, b"x"))
     assert outcomes[0].status is ItemStatus.UNDECODABLE
     assert "memory" in outcomes[0].detail
+
+
+def attach(left, fds, *, model=7, text=CONTRACT, slot_count=2, size=SLOT * 2):
+    frame = wire.encode(Attach(model, text, slot_count, size))
+    socket.send_fds(left, [frame], fds)
+
+
+@pytest.fixture
+def slots():
+    segment = Segment.create("attached", SLOT * 2)
+    yield segment
+    segment.close()
+
+
+def mapped():
+    return Path("/proc/self/maps").read_text().count("penstock-attached ")
+
+
+def test_an_attached_model_is_decoded_for_until_it_is_detached(ours, slots):
+    left, decoder, bodies = ours
+    attach(left, [slots.fd])
+    items = put(bodies, images.variants()["png"])
+    items[0].model, items[0].slot = 7, 1
+    left.send(wire.encode(Decode(items)))
+    left.send(wire.encode(Detach(7)))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    (outcomes,) = work(left, decoder, put(bodies, images.variants()["png"]))[:1]
+    assert outcomes[0].status is ItemStatus.OK
+    assert not any(slots.map[:SLOT])
+    assert any(slots.map[SLOT:])
+    assert mapped() == 1, "ours alone"
+    assert len(list(Path("/proc/self/fd").iterdir())) == before - 1, (
+        "the decoder's socket is closed, and no other stays"
+    )
+
+
+@pytest.mark.parametrize(
+    ("send", "words"),
+    [
+        (lambda left, fd: attach(left, []), "without the descriptor"),
+        (lambda left, fd: attach(left, [fd, fd]), "without the descriptor"),
+        (lambda left, fd: attach(left, [fd], model=0), "attached twice"),
+        (lambda left, fd: attach(left, [fd], text="{}"), "model 7: "),
+        (lambda left, fd: attach(left, [fd], slot_count=3), "model 7: "),
+        (lambda left, fd: left.send(wire.encode(Detach(7))), "no model 7 to detach"),
+        (lambda left, fd: socket.send_fds(left, [wire.encode(Detach(0))], [fd]), "descriptors with Detach"),
+    ],
+    ids=["none", "two", "twice", "contract", "slots", "detach", "misplaced"],
+)
+def test_an_attach_that_no_gateway_sends(ours, slots, send, words):
+    left, decoder, _ = ours
+    send(left, slots.fd)
+    with pytest.raises(WireError, match=words):
+        decoder.serve()
+
+
+def test_slots_that_cannot_be_mapped_are_said(ours, slots):
+    left, decoder, _ = ours
+    fd = slots.readonly_fd()
+    attach(left, [fd])
+    os.close(fd)
+    with pytest.raises(NoMemoryForModel, match="6144 bytes of slots for model 7: Permission denied"):
+        decoder.serve()
 
 
 def test_a_gateway_that_is_gone_ends_the_loop(ours):

@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from shm import heritage as heritages
 from shm.heritage import Grant, Heritage, Limits, ModelGrant
 from shm.recorder import Recorder
 from shm.segment import Segment
@@ -220,3 +222,37 @@ def test_a_child_is_scheduled_as_batch_work(house):
         assert os.sched_getscheduler(0) == os.SCHED_BATCH
     finally:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def test_a_grant_mapped_for_views_leaves_no_descriptor(house):
+    fd = os.dup(house.input.fd)
+    view = Grant(fd, 4096, writable=True).map_for_views()
+    view[3] = 8
+    assert house.input.map[3] == 8
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+ADJUSTED = "from shm.heritage import go_first; go_first({}); print(open('/proc/self/oom_score_adj').read())"
+
+
+def test_a_child_goes_first_when_memory_runs_out():
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    said = subprocess.run([sys.executable, "-c", ADJUSTED.format(300)], capture_output=True, check=True, timeout=30)
+    assert int(said.stdout) == min(own + 300, 1000)
+    assert own == int(Path("/proc/self/oom_score_adj").read_text())
+
+
+def test_there_is_a_bound_to_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(heritages, "_OOM_SCORE_ADJ", tmp_path / "adj")
+    (tmp_path / "adj").write_text("600\n")
+    heritages.go_first(800)
+    assert (tmp_path / "adj").read_text() == "1000"
+
+
+@pytest.mark.parametrize("content", [None, "", "no number"])
+def test_a_kernel_that_does_not_let_it_is_no_reason_to_die(monkeypatch, tmp_path, content):
+    monkeypatch.setattr(heritages, "_OOM_SCORE_ADJ", tmp_path / "adj")
+    if content is not None:
+        (tmp_path / "adj").write_text(content)
+    heritages.go_first(800)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shm.segment import Segment
+from shm import views
+from shm.segment import Segment, map_for_views
 
 
 @pytest.fixture
@@ -101,3 +102,34 @@ def test_a_failed_creation_leaves_no_fd_behind():
     with pytest.raises((OSError, OverflowError)):
         Segment.create("test", 1 << 62)
     assert open_fds() == before
+
+
+def mapped(name):
+    return Path("/proc/self/maps").read_text().count(f"penstock-{name} ")
+
+
+def test_memory_mapped_for_views_goes_with_the_last_of_them():
+    segment = Segment.create("views", 8192)
+    fd = os.dup(segment.fd)
+    rows = list(views.pixel_rows(map_for_views(fd, 8192), (4, 4, 3), 8))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    assert mapped("views") == 2
+    rows[2][:] = 9
+    assert segment.map[2 * 64] == 9
+    last = rows[7][:1]
+    del rows
+    last[:] = 3
+    assert segment.map[7 * 64] == 3
+    assert mapped("views") == 2
+    del last
+    assert mapped("views") == 1
+    segment.close()
+
+
+def test_what_cannot_be_mapped_is_an_error_and_no_descriptor_stays(segment):
+    fd = segment.readonly_fd()
+    with pytest.raises(PermissionError):
+        map_for_views(fd, segment.size)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
