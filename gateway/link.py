@@ -144,6 +144,9 @@ class Link:
             size = self._socket.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
             return False
+        except ConnectionResetError:
+            # The peer died with frames of ours unread. The kernel says so once, before the last words, not instead.
+            return True
         except OSError:
             size = 0
         if size == 0:

@@ -9,6 +9,7 @@ exit  meaning
 0     the gateway closed the socket or died: nothing left to serve
 64    the argument or the heritage is none: started by hand, or by another version
 70    a defect of the worker; a traceback is on stderr
+75    a sticky device error: whatever this process would run on the device fails, another process may do better
 76    the gateway sent what no correct gateway sends; a line on stderr says what
 ====  ===============================================================================
 """
@@ -18,13 +19,16 @@ from __future__ import annotations
 import enum
 import importlib
 import os
+import resource
 import signal
 import sys
 
 import msgspec
 
-from gpuworker import log
-from shm.heritage import Heritage
+from gpuworker import interrupts, log
+from gpuworker.backend import DeviceLost
+from shm import failpoints
+from shm.heritage import Heritage, go_first
 from shm.wire import WireError
 
 
@@ -34,8 +38,12 @@ class Exit(enum.IntEnum):
     GATEWAY_GONE = 0
     NO_HERITAGE = 64
     OWN_DEFECT = 70
+    DEVICE_LOST = 75
     GATEWAY_DEFECT = 76
 
+
+OOM_POINTS = 500
+"""Out of 1000, over the gateway's, and below the decoders': a worker is slower to replace than they are."""
 
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 """Without it ONNX Runtime keeps an id of this machine and a database of events in the user's cache folder."""
@@ -52,6 +60,11 @@ def main(arguments: list[str]) -> Exit:
         return Exit.NO_HERITAGE
     heritage.die_with_parent()
     heritage.yield_to_parent()
+    go_first(OOM_POINTS)
+    failpoints.hit("worker.after_inherit")
+    # A core would hold clients' images.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    interrupts.block()
     # Ctrl-C and service managers signal the whole group; when to stop is the gateway's word, which drains first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -68,6 +81,9 @@ def main(arguments: list[str]) -> Exit:
     except (WireError, model.GatewayBug) as error:
         log.event("gateway_defect", level="error", detail=str(error))
         return Exit.GATEWAY_DEFECT
+    except DeviceLost as error:
+        log.event("device_lost", level="error", detail=f"sticky device error: {error}", device=heritage.device)
+        return Exit.DEVICE_LOST
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line for the log, then a named death
         log.event("worker_defect", level="error", error=error)
         return Exit.OWN_DEFECT

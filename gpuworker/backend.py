@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from shm.layout import Field
 
 
+class Interrupted(Exception):
+    """A run was ended by `Backend.interrupt` before it was done."""
+
+
+class DeviceLost(Exception):
+    """Every call on this device fails in this process from now on, as after a sticky CUDA error; not in another one."""
+
+
 class Outputs(NamedTuple):
     """What a batch gave: one row per image, in order; there may be more rows (padding) than images.
 
@@ -38,7 +46,7 @@ class Outputs(NamedTuple):
 
 
 class Backend(Protocol):
-    """An engine with one model in it. Not thread-safe; everything blocks."""
+    """An engine with one model in it. Not thread-safe but for `interrupt`; everything else blocks."""
 
     @property
     def provider(self) -> str:
@@ -65,7 +73,16 @@ class Backend(Protocol):
         """
 
     def run(self, size: int, count: int) -> Outputs:
-        """Run a warmed `size` of which the first `count` rows are images; the others' answers are never read."""
+        """Run a warmed `size` of which the first `count` rows are images; the others' answers are never read.
+
+        Raises:
+            Interrupted: by `interrupt`; the next run is as good as any.
+            MemoryError: it did not fit; a smaller size may.
+            DeviceLost: so is everything that comes.
+        """
+
+    def interrupt(self) -> None:
+        """From another thread: end the run in progress soon. Forgotten when the next run begins."""
 
     def close(self) -> None:
         """Let go of the model. Memory of a GPU comes back only when the process ends."""
@@ -87,6 +104,11 @@ ENGINES = {
 
 def open_backend(contract: Contract, directory: Path, device: Device, thread_count: int) -> Backend:
     """Make the backend that the contract names. Raises InvalidModel when it is not built in or not installed."""
+    return import_engine(contract, device)(contract, directory, device, thread_count)
+
+
+def import_engine(contract: Contract, device: Device) -> Engine:
+    """Import what the contract names; only the first time takes time and memory. Raises InvalidModel."""
     found = ENGINES.get(contract.backend)
     if found is None:
         known = ", ".join(f"'{name}'" for name in ENGINES)
@@ -100,4 +122,4 @@ def open_backend(contract: Contract, directory: Path, device: Device, thread_cou
         raise InvalidModel(
             f"backend = '{contract.backend}' needs {missing}, which does not import here; install penstock[{extra}]"
         ) from error
-    return engine(contract, directory, device, thread_count)
+    return engine

@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+_SMAPS_ROLLUP = Path("/proc/self/smaps_rollup")
+_PRIVATE = re.compile(r"^Private_\w+: *(\d+) kB$", re.MULTILINE)
+
 _DEVICE = re.compile(r"cpu|cuda:(\d{1,3})")
 
 
@@ -40,6 +43,19 @@ def rss_size() -> int:
     """Bytes of memory that this process has resident now. Source: proc(5), statm."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_size() -> int:
+    """Bytes of memory that are this process's alone, which its death gives back; shared slots are not in it.
+
+    Source: proc(5), smaps_rollup; kernels without it have statm, which counts the pages of libraries too.
+    """
+    try:
+        rollup = _SMAPS_ROLLUP.read_text(encoding="ascii")
+    except OSError:
+        resident, shared = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split()[1:3])
+        return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+    return sum(int(size) for size in _PRIVATE.findall(rollup)) * 1024
 
 
 def _processor_name() -> str:

@@ -6,8 +6,8 @@ next to nothing: the answer is made once and only a digest, where the contract a
 
 from __future__ import annotations
 
-import os
 import signal
+import threading
 import time
 import zlib
 from typing import TYPE_CHECKING
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gateway.errors import InvalidModel
-from gpuworker.backend import Outputs
+from gpuworker.backend import DeviceLost, Interrupted, Outputs
+from gpuworker.profile import noise
+from shm import failpoints
 from shm.layout import Field
 
 if TYPE_CHECKING:
@@ -29,9 +31,14 @@ if TYPE_CHECKING:
 _NS_PER_MS = 1_000_000
 
 _SPIN_NS = 150_000
-"""The end of the set time is waited out awake: a sleep ends 90 to 130 µs late, and that would count as the server's."""
+"""The end of the set time is waited out awake: a wait ends 90 to 130 µs late, and that would count as the server's."""
 
 _BLACK = (0, 0, 0)
+
+_PIXELS = ("crash", "kill", "hang", "spin", "fail", "lost")
+"""What can be asked for by pixel, in the order in which a batch that asks for several gets it."""
+
+_SIGNALS = {"crash": signal.SIGSEGV, "kill": signal.SIGKILL, "hang": signal.SIGSTOP}
 
 
 class FakeBackend:
@@ -50,10 +57,14 @@ class FakeBackend:
         self._input = contract.input
         self.ranked_class_count = self._fake.class_count if contract.output.task == "classification" else 0
         self._rank_count = min(contract.output.top_k_max, self._fake.class_count)
-        self._specials = tuple(
-            bytes(pixel[: self._input.channels]) if pixel is not None else None
-            for pixel in (self._fake.crash_pixel, self._fake.hang_pixel, self._fake.fail_pixel)
-        )
+        self._specials = {
+            name: bytes(pixel[: self._input.channels])
+            for name in _PIXELS
+            if (pixel := getattr(self._fake, f"{name}_pixel")) is not None
+        }
+        self._interrupted = threading.Event()
+        self._ballast: NDArray[np.uint8] | None = None
+        self._noise = noise(int(np.prod(self._input.shape))) if self._fake.memory_images else None
         batch_max = contract.batching.sizes[-1]
         self._staging = list(np.zeros((batch_max, int(np.prod(self._input.shape))), np.uint8))
         if self.ranked_class_count:
@@ -69,10 +80,24 @@ class FakeBackend:
             self._arrays = {"digest": np.zeros((batch_max, 1), np.uint32)}
 
     def load(self) -> None:
-        """Refuse special pixels that would fire on warm-up, which runs on black. Raises InvalidModel."""
-        for name in ("crash_pixel", "hang_pixel", "fail_pixel"):
-            if getattr(self._fake, name) == _BLACK:
-                raise InvalidModel(f"fake.{name} = [0, 0, 0] would fire on warm-up; choose a pixel that is not black")
+        """End as the contract says. Special pixels that would fire on warm-up, which runs on black, are refused.
+
+        Raises InvalidModel, MemoryError.
+        """
+        for name in _PIXELS:
+            if getattr(self._fake, f"{name}_pixel") == _BLACK:
+                raise InvalidModel(
+                    f"fake.{name}_pixel = [0, 0, 0] would fire on warm-up; choose a pixel that is not black"
+                )
+        time.sleep(self._fake.load_ms / 1e3)
+        if self._fake.load == "refuse":
+            raise InvalidModel("fake.load = 'refuse' asks for a refusal; set it to 'ok'")
+        if self._fake.load == "crash":
+            failpoints.strike(signal.SIGSEGV)
+        if self._fake.load == "no_memory":
+            raise MemoryError("fake.load")
+        if self._fake.memory_size:
+            self._ballast = np.ones(self._fake.memory_size, np.uint8)
 
     def warmup(self, size: int) -> None:
         """Run the size once."""
@@ -84,28 +109,53 @@ class FakeBackend:
         return self._staging
 
     def run(self, size: int, count: int) -> Outputs:
-        """Take the set time, then answer; or die, stop or fail where a first pixel says so."""
+        """Take the set time, then answer; or do what a first pixel asks for.
+
+        Raises Interrupted, MemoryError, DeviceLost.
+        """
         end = time.monotonic_ns() + int((self._fake.base_ms + self._fake.image_ms * size) * _NS_PER_MS)
-        failed = self._act_on_pixels(count) if any(self._specials) else ()
+        self._interrupted.clear()
+        self._check_memory(count)
+        failed = self._act_on_pixels(count) if self._specials else ()
         if self._fake.digest:
             self._write_digests(count)
         if (rest := end - time.monotonic_ns() - _SPIN_NS) > 0:
-            time.sleep(rest / 1e9)
+            self._wait(rest / 1e9)
         while time.monotonic_ns() < end:
             pass
         return Outputs(self._arrays, failed)
 
+    def interrupt(self) -> None:
+        """End the wait."""
+        self._interrupted.set()
+
     def close(self) -> None:
-        """Nothing is held."""
+        """Let go of what was taken."""
+        self._ballast = None
+
+    def _wait(self, seconds: float | None) -> None:
+        """Wait that long, or for ever. Raises Interrupted."""
+        if self._interrupted.wait(seconds):
+            raise Interrupted
+
+    def _check_memory(self, count: int) -> None:
+        """Raise MemoryError for too many images, but for those that a load measures with: it has to succeed first."""
+        if self._noise is not None and count > self._fake.memory_images and (self._staging[0] != self._noise).any():
+            raise MemoryError(f"{count} images, fake.memory_images = {self._fake.memory_images}")
 
     def _act_on_pixels(self, count: int) -> list[int]:
-        """Kill or stop this process where the first pixel of a row asks for it; return the rows that are to fail."""
-        crash, hang, fail = self._specials
+        """Do what the first pixel of a row asks for; return the rows to fail. Raises Interrupted, DeviceLost."""
         first = [row[: self._input.channels].tobytes() for row in self._staging[:count]]
-        if crash is not None and crash in first:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if hang is not None and hang in first:
-            os.kill(os.getpid(), signal.SIGSTOP)
+        for name, pixel in self._specials.items():
+            if pixel not in first:
+                continue
+            if name in _SIGNALS:
+                failpoints.strike(_SIGNALS[name])
+            elif name == "spin":
+                self._wait(None)
+            elif name == "lost":
+                raise DeviceLost("fake.lost_pixel")
+        fail = self._specials.get("fail")
         return [row for row, pixel in enumerate(first) if pixel == fail]
 
     def _write_digests(self, count: int) -> None:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
-import numpy as np
 
 from gateway.errors import InvalidModel
 from gateway.models.spec import Contract
+from gpuworker import device as devices
 from gpuworker import log
 from gpuworker.answers import make_answer
-from gpuworker.backend import open_backend
+from gpuworker.backend import DeviceLost, import_engine, open_backend
 from gpuworker.model import GatewayBug, Model
-from gpuworker.profile import measure
-from shm import views
+from gpuworker.profile import measure, noise
+from shm import failpoints, views
 from shm.wire import Loaded, LoadFailed, Loading
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def load(
 ) -> Model | None:
     """Load one model, warm and measure it, and send Loaded; or send LoadFailed and return None.
 
-    Raises GatewayBug when the grant itself is none that a worker can be given.
+    Raises:
+        GatewayBug: the grant itself is none that a worker can be given.
+        DeviceLost: no other model can be loaded either.
     """
     begin = time.monotonic_ns()
     try:
@@ -56,9 +58,12 @@ def load(
     slots = _Slots(grant.input.attach(), grant.output.attach(), grant.slot_count)
     backend: Backend | None = None
     try:
+        failpoints.hit("worker.before_load")
+        import_engine(contract, device)
+        before_size = devices.memory_size()
         backend = open_backend(contract, Path(grant.directory), device, thread_count)
         model, loaded = _load(grant, contract, backend, slots, send)
-    except ConnectionError:
+    except (ConnectionError, DeviceLost):
         raise
     except InvalidModel as refusal:
         detail = str(refusal)
@@ -71,6 +76,7 @@ def load(
         detail = "the worker failed to load this model, which is a defect of ours; its log has the traceback"
     else:
         loaded.load_ns = time.monotonic_ns() - begin
+        loaded.memory_size = max(0, devices.memory_size() - before_size)
         send(loaded)
         return model
     if backend is not None:
@@ -89,6 +95,7 @@ def _load(
 
     send(Loading(index, "session", 0.0))
     backend.load()
+    failpoints.hit("worker.after_session")
     answer = make_answer(contract, backend, grant.label_count, slots.output.map, slots.slot_count)
     pixels = views.pixel_rows(slots.input.map, contract.input.shape, slots.slot_count)
     rows = [slot.reshape(-1) for slot in pixels]
@@ -98,11 +105,10 @@ def _load(
         send(Loading(index, "warmup", done / len(sizes)))
         backend.warmup(size)
 
-    # Not zeros: some devices are faster on those. Seeded, so that every start measures the same work.
-    noise = np.random.default_rng(0).integers(0, 256, rows[0].size, np.uint8)
+    image = noise(rows[0].size)
     top_k = contract.output.top_k
     profile = []
     for done, size in enumerate(sizes):
         send(Loading(index, "profile", done / len(sizes)))
-        profile.append(measure(size, lambda size=size: model.rehearse(size, noise, top_k)))  # type: ignore[misc]
+        profile.append(measure(size, lambda size=size: model.rehearse(size, image, top_k)))  # type: ignore[misc]
     return model, Loaded(index, list(answer.fields), profile, backend.provider, 0)

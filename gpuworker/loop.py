@@ -7,14 +7,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from gpuworker.backend import DeviceLost
 from gpuworker.model import GatewayBug
-from shm import wire
+from shm import failpoints, wire
 from shm.wire import ItemStatus, Ran
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping
 
+    from gpuworker.interrupts import Interrupts
     from gpuworker.model import Model
     from shm.recorder import Recorder
     from shm.wire import Run
@@ -23,11 +25,12 @@ _BATCH_MAX = (1 << 64) - 1
 """What the recorder's word holds."""
 
 
-def serve(control: socket.socket, models: Mapping[int, Model], recorder: Recorder) -> None:
+def serve(control: socket.socket, models: Mapping[int, Model], recorder: Recorder, interrupts: Interrupts) -> None:
     """Answer every Run with a Ran, in order; return when the gateway is gone.
 
     Raises:
         WireError, GatewayBug: a frame that no correct gateway sends.
+        DeviceLost: nothing more can be run; the batch that showed it was answered.
     """
     while frame := control.recv(wire.FRAME_SIZE_MAX):
         run = wire.read_for_worker(frame)
@@ -38,7 +41,17 @@ def serve(control: socket.socket, models: Mapping[int, Model], recorder: Recorde
             raise GatewayBug(f"batch {run.batch} has no place in the recorder")
         model.check(run)
         recorder.note(run.batch)
-        control.send(wire.encode(late(run) if time.monotonic_ns() > run.latest_start_ns else model.execute(run)))
+        if time.monotonic_ns() > run.latest_start_ns:
+            ran = late(run)
+        else:
+            interrupts.begin(model)
+            ran = model.execute(run)
+            interrupts.end()
+        failpoints.hit("worker.before_reply")
+        control.send(wire.encode(ran))
+        if ran.statuses[0] is ItemStatus.DEVICE_LOST:
+            raise DeviceLost(ran.detail)
+        failpoints.hit("worker.after_reply")
         # After the reply: dying in between, the batch is blamed though it was answered, never the other way round.
         recorder.note(0)
 

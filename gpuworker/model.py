@@ -9,6 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 from gpuworker import log
+from gpuworker.backend import DeviceLost, Interrupted
+from shm import failpoints
 from shm.wire import ItemStatus, Ran
 
 if TYPE_CHECKING:
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 
 NOT_RUN = "the model failed on the batch that this image was in"
 NO_ANSWER = "the model gave no finite answer for this image"
+INTERRUPTED = "the batch was ended before it was done"
+NO_MEMORY = "the batch did not fit in the worker's memory"
+LOST = "the worker's device failed"
+
+STARVED_MAX = 3
+"""Batches of the smallest size in a row that do not fit: less cannot be asked for, the memory is not coming back."""
 
 
 class GatewayBug(Exception):
@@ -32,13 +40,15 @@ class GatewayBug(Exception):
 class Model:
     """`rows`: the input slots, uint8[h * w * c] each, read-only."""
 
-    __slots__ = ("_answer", "_backend", "_rows", "name", "sizes")
+    __slots__ = ("_answer", "_backend", "_rows", "_size_min", "_starved", "name", "sizes")
 
     def __init__(
         self, name: str, sizes: Sequence[int], backend: Backend, answer: Answer, rows: Sequence[NDArray[np.uint8]]
     ) -> None:
         self.name = name
         self.sizes = frozenset(sizes)
+        self._size_min = min(sizes)
+        self._starved = 0
         self._backend = backend
         self._answer = answer
         self._rows = rows
@@ -59,21 +69,45 @@ class Model:
         slots, gathered, ran = run.slots, 0, 0
         begin = time.monotonic_ns()
         try:
+            failpoints.hit("worker.before_gather")
             self.gather([self._rows[slot] for slot in slots], run.size)
             gathered = time.monotonic_ns()
+            failpoints.hit("worker.before_run")
             outputs = self._backend.run(run.size, len(slots))
+            failpoints.hit("worker.after_run")
             ran = time.monotonic_ns()
             failed = self._answer.write(outputs, slots, run.top_k)
         except Exception as error:  # noqa: BLE001 - engines raise anything; the log gets it, the client our words
+            status, detail = self._verdict(error, run.size)
             log.event("batch_failed", level="error", error=error, model=self.name, batch=run.batch, size=run.size)
-            statuses, detail = [ItemStatus.FAILED] * len(slots), NOT_RUN
+            statuses = [status] * len(slots)
         else:
+            self._starved = 0
             statuses, detail = [ItemStatus.OK] * len(slots), ""
             for row in failed:
                 statuses[row], detail = ItemStatus.FAILED, NO_ANSWER
         end = time.monotonic_ns()
         gathered, ran = gathered or end, ran or end
         return Ran(run.batch, statuses, gathered - begin, ran - gathered, end - ran, detail)
+
+    def _verdict(self, error: Exception, size: int) -> tuple[ItemStatus, str]:
+        """What to say of every image of a batch of `size` that raised."""
+        if isinstance(error, Interrupted):
+            return ItemStatus.INTERRUPTED, INTERRUPTED
+        if isinstance(error, DeviceLost):
+            return ItemStatus.DEVICE_LOST, LOST
+        if not isinstance(error, MemoryError):
+            self._starved = 0
+            return ItemStatus.FAILED, NOT_RUN
+        if size == self._size_min:
+            self._starved += 1
+            if self._starved == STARVED_MAX:
+                return ItemStatus.DEVICE_LOST, LOST
+        return ItemStatus.NO_MEMORY, NO_MEMORY
+
+    def interrupt(self) -> None:
+        """From another thread: end the batch that runs."""
+        self._backend.interrupt()
 
     def gather(self, rows: Sequence[NDArray[np.uint8]], size: int) -> None:
         """Copy pixels to the backend's buffer; rows beyond them keep what they have, for their answers are not read."""

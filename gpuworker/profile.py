@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from shm.wire import ProfilePoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
 RUNS_MIN = 5
 RUNS_MAX = 20
@@ -16,6 +20,11 @@ BUDGET_NS = 250_000_000
 """After RUNS_MIN runs, per size."""
 BUDGET_NS_MAX = 1_000_000_000
 """After one run, per size: where a batch is slow, starting soon is worth more than a tail."""
+
+
+def noise(size: int) -> NDArray[np.uint8]:
+    """The image that is measured with: `size` random bytes, for some devices are faster on zeros. Always the same."""
+    return np.random.default_rng(0).integers(0, 256, size, np.uint8)
 
 
 def measure(size: int, run: Callable[[], object], clock: Callable[[], int] = time.perf_counter_ns) -> ProfilePoint:

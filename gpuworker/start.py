@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuworker import device as devices
+from gpuworker.interrupts import Interrupts
 from gpuworker.loading import load
 from gpuworker.loop import serve
 from gpuworker.model import GatewayBug
-from shm import wire
+from shm import failpoints, wire
 from shm.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ def work(heritage: Heritage) -> None:
     Raises:
         WireError, GatewayBug: the gateway is broken.
         ConnectionError: it is gone in the middle of a message.
+        DeviceLost: nothing can be run on the device by this process any more.
     """
     try:
         device = devices.parse(heritage.device)
     except ValueError as error:
         raise GatewayBug(str(error)) from None
     recorder = Recorder(heritage.recorder.attach())
+    interrupts = Interrupts()
+    interrupts.watch()
     with heritage.open_socket() as control:
         models: dict[int, Model] = {}
         for grant in heritage.models:
@@ -35,5 +39,6 @@ def work(heritage: Heritage) -> None:
             if model is not None:
                 models[grant.index] = model
         label = devices.label(device, heritage.thread_count)
-        control.send(wire.encode(wire.WorkerReady(label, devices.rss_size())))
-        serve(control, models, recorder)
+        failpoints.hit("worker.before_ready")
+        control.send(wire.encode(wire.WorkerReady(label, devices.rss_size(), devices.memory_size())))
+        serve(control, models, recorder, interrupts)

@@ -123,8 +123,7 @@ class Fake(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[fake]`: the backend without a model, for measuring the server and for testing it.
 
     Takes `base_ms` + `image_ms` x batch. With `digest` the answer is the CRC-32 of the slot's pixels, so that a
-    swapped answer shows; else class 0. A first pixel equal to `crash_pixel` kills the worker, `hang_pixel` stops it,
-    `fail_pixel` fails that image.
+    swapped answer shows; else class 0. An image whose first pixel is one of those below brings its fault.
     """
 
     class_count: Annotated[int, Meta(ge=1, le=100_000)] = 1000
@@ -132,8 +131,25 @@ class Fake(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     image_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
     digest: bool = False
     crash_pixel: tuple[Byte, Byte, Byte] | None = None
+    """The worker dies by its own doing (SIGSEGV)."""
+    kill_pixel: tuple[Byte, Byte, Byte] | None = None
+    """The worker dies as if killed by somebody else (SIGKILL)."""
     hang_pixel: tuple[Byte, Byte, Byte] | None = None
+    """The worker stops (SIGSTOP): nothing but SIGKILL helps."""
+    spin_pixel: tuple[Byte, Byte, Byte] | None = None
+    """The batch never ends, until it is interrupted."""
     fail_pixel: tuple[Byte, Byte, Byte] | None = None
+    """That image fails, its neighbours do not."""
+    lost_pixel: tuple[Byte, Byte, Byte] | None = None
+    """The device is lost, as by a sticky CUDA error."""
+    memory_images: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """A batch of more images does not fit in memory, once the model is loaded; 0: any fits."""
+    load: Literal["ok", "refuse", "crash", "no_memory"] = "ok"
+    """How a load ends."""
+    load_ms: Annotated[float, Meta(ge=0, le=600_000)] = 0.0
+    """What a load takes besides."""
+    memory_size: Annotated[int, Meta(ge=0, le=1 << 40)] = 0
+    """Bytes that are taken at load, really."""
 
 
 class Contract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

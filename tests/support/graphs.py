@@ -71,6 +71,61 @@ def bounded(limit: int) -> Any:
     return draw(nodes, {"x": (TensorProto.FLOAT, ["N", 3, 4, 4])}, {"y": (TensorProto.FLOAT, ["N", 3])}, weights)
 
 
+def endless() -> Any:
+    """Classify as `means` does, but never end on images that are all white: a loop of 2^62 steps."""
+    step = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["was", "none"], ["is"])],
+        "step",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("was", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("is", TensorProto.FLOAT, None),
+        ],
+    )
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["mean"]),
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Div", ["least", "white"], ["share"]),
+        helper.make_node("Cast", ["share"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["whole", "many"], ["steps"]),
+        helper.make_node("Loop", ["steps", "", "mean"], ["y"], body=step),
+    ]
+    weights = {
+        "white": np.array(255, np.float32),
+        "many": np.array(1 << 62, np.int64),
+        "none": np.array(0, np.float32),
+    }
+    return draw(nodes, {"x": (TensorProto.FLOAT, ["N", 3, 4, 4])}, {"y": (TensorProto.FLOAT, ["N", 3])}, weights)
+
+
+def hungry() -> Any:
+    """Classify as `means` does, but ask for 2^48 bytes for images that are all white: more than a process can map."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["mean"]),
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Div", ["least", "white"], ["share"]),
+        helper.make_node("Cast", ["share"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["whole", "many"], ["wanted"]),
+        helper.make_node("Max", ["wanted", "one"], ["count"]),
+        helper.make_node("Expand", ["nothing", "count"], ["food"]),
+        helper.make_node("ReduceMax", ["food"], ["eaten"], keepdims=0),
+        helper.make_node("Add", ["mean", "eaten"], ["y"]),
+    ]
+    weights = {
+        "white": np.array(255, np.float32),
+        "many": np.array([1 << 46], np.int64),
+        "one": np.array([1], np.int64),
+        "nothing": np.zeros(1, np.float32),
+    }
+    return draw(nodes, {"x": (TensorProto.FLOAT, ["N", 3, 4, 4])}, {"y": (TensorProto.FLOAT, ["N", 3])}, weights)
+
+
 def contract(text: str = "", *, task: str = "classification", **sections: str) -> Contract:
     """Parse a contract for 4x4 images; `sections` adds lines to [input], [output], [batching] or [fake]."""
     lines = [text, "[input]", "width = 4", "height = 4", 'resize = "stretch"', sections.pop("input", "")]

@@ -295,3 +295,29 @@ def test_descriptors_that_wait_in_vain_are_closed(how):
             assert ends.link.backlog_count == 0
 
     with_ends(story)
+
+
+def test_last_words_of_a_peer_that_left_frames_unread_are_read():
+    """A worker that ends behind its answer leaves the batch staged behind it unread."""
+
+    async def story(ends):
+        ends.link.send(b"unread")
+        ends.peer.send(b"last")
+        ends.peer.send(b"words")
+        ends.peer.close()
+        await ends.wait(lambda: ends.ends)
+        assert ends.frames == [b"last", b"words"]
+        assert ends.ends == 1
+
+    with_ends(story)
+
+
+def test_drain_reads_them_too():
+    async def story(ends):
+        ends.link.send(b"unread")
+        ends.peer.send(b"last")
+        ends.peer.close()
+        ends.link.drain()
+        assert (ends.frames, ends.ends) == ([b"last"], 1)
+
+    with_ends(story)

@@ -1,6 +1,7 @@
 import pytest
 
 from gpuworker import device
+from shm.segment import Segment
 
 
 def test_names_are_read_and_written():
@@ -23,3 +24,28 @@ def test_labels_are_for_people():
 
 def test_resident_memory_is_in_bytes():
     assert 5_000_000 < device.rss_size() < 1 << 40
+
+
+def test_memory_of_ones_own_grows_with_what_is_touched():
+    before = device.memory_size()
+    held = bytearray(b"x") * (64 << 20)
+    assert 60 << 20 < device.memory_size() - before < 80 << 20
+    del held
+    assert device.memory_size() - before < 20 << 20
+
+
+def test_shared_memory_is_nobodys_own():
+    segment = Segment.create("test", 64 << 20)
+    before = device.memory_size()
+    segment.map[:] = bytes(segment.size)
+    again = Segment.attach(segment.readonly_fd(), segment.size, writable=False)
+    assert sum(again.map[:: 1 << 12]) == 0
+    assert device.memory_size() - before < 80 << 20
+    segment.close()
+    again.close()
+
+
+def test_a_kernel_without_a_rollup(monkeypatch, tmp_path):
+    exact = device.memory_size()
+    monkeypatch.setattr(device, "_SMAPS_ROLLUP", tmp_path / "absent")
+    assert exact / 2 < device.memory_size() < exact * 2 + (64 << 20)

@@ -1,5 +1,7 @@
 """A model run in this process: real backends and real graphs, slots in plain memory."""
 
+import threading
+import types
 import zlib
 
 import numpy as np
@@ -10,8 +12,10 @@ from gateway.errors import InvalidModel
 from gpuworker import backend as backends
 from gpuworker import fake_backend, onnxruntime_backend
 from gpuworker.answers import make_answer
-from gpuworker.device import Device
-from gpuworker.model import NO_ANSWER, NOT_RUN, GatewayBug, Model
+from gpuworker.backend import DeviceLost
+from gpuworker.device import Device, memory_size
+from gpuworker.model import INTERRUPTED, LOST, NO_ANSWER, NO_MEMORY, NOT_RUN, GatewayBug, Model
+from gpuworker.profile import noise
 from shm import layout, views
 from shm.wire import ItemStatus, Run
 from tests.support import graphs
@@ -21,6 +25,7 @@ NEVER_LATE = 1 << 62
 SLOTS = 6
 RNG = np.random.default_rng(11)
 OK, FAILED = ItemStatus.OK, ItemStatus.FAILED
+WHITE = 255
 
 
 def opened(contract, directory, *, warm=True, labels=0):
@@ -113,6 +118,114 @@ def test_an_engine_that_raises_fails_its_batch_and_lives(tmp_path, capfd):
     assert '"event":"batch_failed"' in capfd.readouterr().err
     assert model.execute(batch([1], size=1)).statuses == [OK]
     assert slots["probability"][1, 0] == 7
+
+
+def interrupted(model, run):
+    """Run a batch that never ends by itself, and interrupt it once it runs."""
+    began = threading.Event()
+    begin = model._backend.run
+
+    def starts(size, count):
+        began.set()
+        return begin(size, count)
+
+    model._backend.run = starts
+    interrupter = threading.Thread(target=lambda: began.wait(30) and until_done(model, done))
+    done = threading.Event()
+    interrupter.start()
+    ran = model.execute(run)
+    done.set()
+    interrupter.join(30)
+    model._backend.run = begin
+    return ran
+
+
+def until_done(model, done):
+    """Interrupt again and again: the first may come before the run looks at it."""
+    while not done.wait(0.001):
+        model.interrupt()
+
+
+def test_a_graph_without_end_is_interrupted_and_the_next_batch_runs(tmp_path, capfd):
+    model, pixels, slots = opened(graphs.contract(), graphs.save(graphs.endless(), tmp_path))
+    pixels[0], pixels[1] = WHITE, 7
+    for _ in range(3):
+        ran = interrupted(model, batch([0], size=1))
+        assert ran.statuses == [ItemStatus.INTERRUPTED]
+        assert ran.detail == INTERRUPTED
+        assert model.execute(batch([1], size=1)).statuses == [OK]
+        assert slots["probability"][1, 0] == 7
+    assert "terminate flag" in capfd.readouterr().err, "its own words are in the log"
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "fake"])
+def test_an_interrupt_between_batches_ends_nothing(tmp_path, kind):
+    contract = fake(base_ms=1) if kind == "fake" else graphs.contract()
+    model, _, _ = opened(contract, graphs.save(graphs.means(), tmp_path))
+    model.interrupt()
+    assert model.execute(batch([0, 1])).statuses == [OK] * 2
+
+
+def test_a_batch_that_does_not_fit_is_said_and_the_session_lives(tmp_path, capfd):
+    model, pixels, slots = opened(graphs.contract(), graphs.save(graphs.hungry(), tmp_path))
+    pixels[:2], pixels[2] = WHITE, 7
+    ran = model.execute(batch([0, 1], size=2))
+    assert ran.statuses == [ItemStatus.NO_MEMORY] * 2
+    assert ran.detail == NO_MEMORY
+    assert "Failed to allocate memory" in capfd.readouterr().err
+    assert model.execute(batch([2], size=1)).statuses == [OK]
+    assert slots["probability"][2, 0] == 7
+
+
+def test_the_smallest_size_that_does_not_fit_three_times_in_a_row_is_the_end(tmp_path):
+    model, pixels, _ = opened(graphs.contract(), graphs.save(graphs.hungry(), tmp_path))
+    pixels[:2] = WHITE
+    small, large, good = batch([0], size=1), batch([0, 1], size=2), batch([5], size=1)
+    said = [model.execute(run).statuses[0].name for run in (small, small, good, small, large, large, small, small)]
+    assert said == ["NO_MEMORY", "NO_MEMORY", "OK", *["NO_MEMORY"] * 4, "DEVICE_LOST"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "detail"),
+    [
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", ItemStatus.DEVICE_LOST, LOST),
+        ("CUDA failure 2: out of memory ; GPU=0", ItemStatus.NO_MEMORY, NO_MEMORY),
+        ("CUDA failure 1: invalid argument", FAILED, NOT_RUN),
+    ],
+)
+def test_what_an_engine_says_of_its_device(tmp_path, words, status, detail):
+    model, _, _ = opened(graphs.contract(), graphs.save(graphs.means(), tmp_path))
+
+    def fail():
+        raise RuntimeError(words)
+
+    bound = model._backend._bound
+    bound[1] = bound[1]._replace(run=fail)
+    ran = model.execute(batch([0], size=1))
+    assert (ran.statuses, ran.detail) == ([status], detail)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [("CUDA failure 719: unspecified launch failure", DeviceLost), ("std::bad_alloc", MemoryError)],
+)
+@pytest.mark.parametrize("where", ["open", "first_run", "warmup"])
+def test_a_lost_device_is_not_the_models_fault(tmp_path, monkeypatch, where, words, kind):
+    graphs.save(graphs.means(), tmp_path)
+
+    def fail(*_, **__):
+        raise RuntimeError(words)
+
+    opener = backends.open_backend(graphs.contract(), tmp_path, CPU, 1)
+    if where == "open":
+        monkeypatch.setattr(onnxruntime_backend.onnxruntime, "InferenceSession", fail)
+    elif where == "first_run":
+        monkeypatch.setattr(onnxruntime_backend.onnxruntime.InferenceSession, "run", fail)
+    else:
+        opener.load()
+        monkeypatch.setattr(onnxruntime_backend, "functools", types.SimpleNamespace(partial=lambda *_: fail))
+    with pytest.raises(kind, match=words):
+        opener.warmup(1) if where == "warmup" else opener.load()
 
 
 def test_an_image_without_a_finite_answer_fails_alone(tmp_path):
@@ -329,16 +442,72 @@ def test_a_fake_takes_its_time(tmp_path, monkeypatch):
         now_ns += 1000
         return now_ns
 
-    def sleep(seconds) -> None:
+    def wait(seconds) -> bool:
         nonlocal now_ns, slept_s
         now_ns += round(seconds * 1e9)
         slept_s += seconds
+        return False
 
     monkeypatch.setattr(fake_backend.time, "monotonic_ns", look)
-    monkeypatch.setattr(fake_backend.time, "sleep", sleep)
+    monkeypatch.setattr(model._backend._interrupted, "wait", wait)
     model.execute(batch([0, 1], size=4))
     assert 0.0198 < slept_s < 0.0199, "the end is waited out awake"
     assert 20_000_000 <= now_ns < 20_010_000
+
+
+def test_a_fake_that_spins_is_interrupted(tmp_path):
+    model, pixels, _ = opened(fake(spin_pixel=[1, 2, 3]), tmp_path)
+    pixels[1, 0, 0] = 1, 2, 3
+    for _ in range(2):
+        assert interrupted(model, batch([0, 1])).statuses == [ItemStatus.INTERRUPTED] * 2
+        assert model.execute(batch([0])).statuses == [OK]
+
+
+def test_a_fake_that_takes_its_time_is_interrupted(tmp_path):
+    model, _, _ = opened(fake(base_ms=60_000), tmp_path, warm=False)
+    assert interrupted(model, batch([0])).statuses == [ItemStatus.INTERRUPTED]
+
+
+def test_a_fake_loses_its_device(tmp_path):
+    model, pixels, _ = opened(fake(lost_pixel=[1, 2, 3], fail_pixel=[4, 4, 4]), tmp_path)
+    pixels[1, 0, 0] = 1, 2, 3
+    assert model.execute(batch([0, 1])).statuses == [ItemStatus.DEVICE_LOST] * 2
+    assert model.execute(batch([0])).statuses == [OK]
+
+
+def test_a_fake_has_room_for_so_many_images_and_for_what_a_load_measures_with(tmp_path):
+    model, _, _ = opened(fake(memory_images=2), tmp_path)
+    assert model.execute(batch([0, 1], size=4)).statuses == [OK] * 2
+    assert model.execute(batch([0, 1, 2], size=4)).statuses == [ItemStatus.NO_MEMORY] * 3
+    model.rehearse(4, noise(48), 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"load": '"refuse"'}, InvalidModel, "set it to 'ok'"),
+        ({"load": '"no_memory"'}, MemoryError, "fake.load"),
+    ],
+)
+def test_a_fake_refuses_to_load(tmp_path, settings, error, words):
+    with pytest.raises(error, match=words):
+        opened(fake(**settings), tmp_path)
+
+
+def test_a_fake_takes_time_and_memory_to_load(tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr(fake_backend.time, "sleep", slept.append)
+    before = memory_size()
+    model, _, _ = opened(fake(load_ms=250, memory_size=64 << 20), tmp_path)
+    assert slept == [0.25]
+    assert memory_size() - before > 60 << 20
+    model.close()
+    assert memory_size() - before < 32 << 20
+
+
+@pytest.mark.parametrize("name", ["crash", "kill", "hang", "spin", "fail", "lost"])
+def test_a_fake_that_would_fire_on_black_is_refused_whatever_it_would_do(tmp_path, name):
+    assert f"fake.{name}_pixel = [0, 0, 0] would fire" in refusal(fake(**{f"{name}_pixel": [0, 0, 0]}), tmp_path)
 
 
 def test_a_fake_that_would_fire_on_black_is_refused(tmp_path):
