@@ -91,6 +91,8 @@ class Children:
         self._models = models
         self._metrics = metrics
         self._changed = changed
+        self._attached: dict[int, dict[int, int]] = {}
+        """Of each decoder, by its index: the models that it has mapped, and the bytes of their slots."""
         self._thread_count = settings.worker_thread_count()
         self._limits = Limits(
             cpu_ns_max=int(settings.decode_cpu_ms_max * 1e6),
@@ -108,7 +110,7 @@ class Children:
                 spawn.index,
                 seat=seat,
                 module="gateway.decoding" if decoder else "gpuworker",
-                heritage=self._decoder_heritage if decoder else self._worker_heritage(spawn.index),
+                heritage=self._decoder_heritage(spawn.index) if decoder else self._worker_heritage(spawn.index),
                 on_frame=self._decoder_frame if decoder else self._worker_frame,
                 on_death=self._died,
             )
@@ -133,8 +135,12 @@ class Children:
         pid = child.pid if child is not None else 0
         _log.error("child_stuck", role=stuck.role.value, index=stuck.index, pid=pid, advice="it hangs in the kernel")
 
-    def _decoder_heritage(self, fd: int, recorder: Segment) -> Heritage:
-        return self._memory.decoder_heritage(os.getpid(), fd, recorder, self._limits)
+    def _decoder_heritage(self, index: int) -> Callable[[int, Segment], Heritage]:
+        def heritage(fd: int, recorder: Segment) -> Heritage:
+            self._attached[index] = {model: memory.input.size for model, memory in self._memory.models.items()}
+            return self._memory.decoder_heritage(os.getpid(), fd, recorder, self._limits)
+
+        return heritage
 
     def _worker_heritage(self, index: int) -> Callable[[int, Segment], Heritage]:
         def heritage(fd: int, recorder: Segment) -> Heritage:
@@ -149,6 +155,28 @@ class Children:
             )
 
         return heritage
+
+    def models_changed(self) -> None:
+        """Models came or went: decoders that are up are given their slots, or let go of them."""
+        for decoder in self._core.feeder.decoders:
+            child = self._supervisor.children.get((Role.DECODER, decoder.index))
+            if decoder.ready and child is not None:
+                self._level(child)
+
+    def _level(self, child: Child) -> None:
+        """Have a decoder map just the models that there are. One that cannot is replaced; its successor inherits all."""
+        attached, memories = self._attached[child.index], self._memory.models
+        try:
+            for model in attached.keys() - memories.keys():
+                child.link.send(wire.encode(wire.Detach(model)))
+                child.raise_address_space(-attached.pop(model))
+            for model in memories.keys() - attached.keys():
+                attach, fd = self._memory.attach(model)
+                child.raise_address_space(attach.size)
+                child.link.send_with_fd(wire.encode(attach), fd)
+                attached[model] = attach.size
+        except OSError as error:
+            self._break(child, f"could not be given a model: {error.strerror}")
 
     def _died(self, child: Child, obituary: Obituary) -> None:
         if not self.stopping:
@@ -202,6 +230,7 @@ class Children:
             if self._core.feeder.decoders[child.index].ready:
                 return self._break(child, "was ready twice")
             _log.info("decoder_ready", index=child.index, pid=child.pid, sandbox=message.sandbox)
+            self._level(child)  # models may have come while it started
             self._core.decoder_ready(child.index, now_ns)
             return self._changed()
         for item in message.items:

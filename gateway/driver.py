@@ -141,6 +141,7 @@ class Driver:
         self.models[index] = model
         self.metrics.add(index, f"{model.name}/{model.version}")
         self.children.states[index] = ModelState()
+        self.children.models_changed()
         self.core.add_line(line)
         return line
 
@@ -151,6 +152,7 @@ class Driver:
         self.metrics.remove(line.index)
         self.memory.remove(line.index)
         del self.models[line.index]
+        self.children.models_changed()
 
     async def wait_changed(self) -> None:
         """Until something happened to a child: it came up, died, or said something of a model."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shm import layout, views
+from shm import layout, views, wire
 from shm.heritage import Grant, Heritage, Limits, ModelGrant
 from shm.segment import Segment
 
@@ -121,6 +121,13 @@ class Memory:
             bodies=Grant(self._bodies_readonly_fd, self.bodies.size, writable=False),
             limits=msgspec.structs.replace(limits, address_space_size_max=limits.address_space_size_max + mapped),
         )
+
+    def attach(self, index: int) -> tuple[wire.Attach, int]:
+        """What a decoder that is up is told of a model, and the descriptor that goes with it."""
+        memory = self.models[index]
+        contract = msgspec.structs.replace(memory.model.contract, description="")
+        text = msgspec.json.encode(contract).decode()
+        return wire.Attach(index, text, memory.slot_count, memory.input.size), memory.input.fd
 
     def worker_heritage(
         self,

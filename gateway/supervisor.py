@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -115,6 +116,12 @@ class Child:
         """Send a signal by pidfd: never to somebody else who got its number."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
+
+    def raise_address_space(self, size: int) -> None:
+        """Let it map `size` bytes more; negative: fewer. Raises OSError."""
+        soft, hard = resource.prlimit(self.pid, resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            resource.prlimit(self.pid, resource.RLIMIT_AS, (max(0, soft + size), hard))
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_death: Callable[[Child, Obituary], None]) -> None:
         """Call `on_death` once, after the child was reaped and its last frames were read."""

@@ -41,6 +41,7 @@ class Peer:
     def __init__(self, room, role, index, heritage, on_frame, on_death) -> None:
         self.role, self.index, self.pid = role, index, 0
         self.room, self.on_death = room, on_death
+        self.space, self.full = 0, False
         self.recorder = Segment.create("recorder", layout.RECORDER_SIZE)
         ours, self.socket = socket_pair()
         self.socket.setblocking(False)
@@ -49,6 +50,11 @@ class Peer:
 
     def kill(self) -> None:
         self.room.loop.call_soon(self.die, Obituary(-signal.SIGKILL, 0))
+
+    def raise_address_space(self, size: int) -> None:
+        self.space += size
+        if self.full:
+            raise OSError(1, "not permitted")
 
     def die(self, obituary: Obituary) -> None:
         if self.room.children.pop((self.role, self.index), None) is self:
@@ -166,6 +172,50 @@ def in_a_room(story):
 async def answered(call, timeout_s=10.0):
     await asyncio.wait_for(call.answered, timeout_s)
     return call.outcomes
+
+
+def test_a_model_that_comes_while_decoders_run_is_attached_and_one_that_goes_detached():
+    async def story(room):
+        decoder, _ = await room.up()
+        line = room.driver.add_model(ModelVersion("m", 2, Path("/nowhere"), CONTRACT, ()))
+        attach = await decoder.hear()
+        size = room.driver.memory.models[1].input.size
+        assert attach == wire.Attach(1, msgspec.json.encode(CONTRACT).decode(), line.arena.count, size)
+        assert decoder.space == size
+
+        room.core.close_line(line)
+        room.driver.remove_model(line)
+        assert await decoder.hear() == wire.Detach(1)
+        assert decoder.space == 0
+        assert (list(room.driver.models), [one.index for one in room.core.lines]) == ([0], [0])
+
+    in_a_room(story)
+
+
+def test_a_decoder_that_starts_is_given_what_came_meanwhile():
+    async def story(room):
+        decoder = await room.child(Role.DECODER)
+        first = room.driver.add_model(ModelVersion("m", 2, Path("/nowhere"), CONTRACT, ()))
+        room.driver.add_model(ModelVersion("m", 3, Path("/nowhere"), CONTRACT, ()))
+        room.core.close_line(first)
+        room.driver.remove_model(first)
+        decoder.say(wire.DecoderReady([]))
+        assert (await decoder.hear()).model == 2
+
+    in_a_room(story)
+
+
+def test_a_decoder_that_cannot_be_given_a_model_is_replaced_by_one_that_inherits_it():
+    async def story(room):
+        decoder, _ = await room.up()
+        decoder.full = True
+        room.driver.add_model(ModelVersion("m", 2, Path("/nowhere"), CONTRACT, ()))
+        await room.wait(lambda: room.spawned.count(Role.DECODER) == 2)
+        assert room.killed == [(Role.DECODER, "could not be given a model: not permitted")]
+        successor = await room.child(Role.DECODER)
+        assert [model.index for model in successor.heritage.models] == [0, 1]
+
+    in_a_room(story)
 
 
 def test_a_models_weight_and_a_devices_kind_reach_the_core():
