@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from gpuworker import loading
+from gpuworker.backend import DeviceLost
 from gpuworker.device import Device
 from gpuworker.model import GatewayBug
 from shm import layout
@@ -86,6 +87,15 @@ def test_what_the_engine_said_goes_to_the_log(grant, tmp_path, capfd):
     _, said = load(grant(graphs.contract()))
     assert said[-1].detail == "model.onnx is not an ONNX file, or is damaged (4 bytes); export it again"
     assert '"event":"model_refused"' in capfd.readouterr().err
+
+
+def test_a_lost_device_is_no_refusal_of_this_model(grant, monkeypatch):
+    def lost(*_):
+        raise DeviceLost("CUDA failure 700")
+
+    monkeypatch.setattr(loading, "open_backend", lost)
+    with pytest.raises(DeviceLost):
+        load(grant(graphs.contract()))
 
 
 def test_a_gateway_that_is_gone_is_no_refusal(grant):
