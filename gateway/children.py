@@ -164,7 +164,7 @@ class Children:
                 self._level(child)
 
     def _level(self, child: Child) -> None:
-        """Have a decoder map just the models that there are. One that cannot is replaced; its successor inherits all."""
+        """Have a decoder map just the models that there are. One that cannot is replaced by one that inherits them."""
         attached, memories = self._attached[child.index], self._memory.models
         try:
             for model in attached.keys() - memories.keys():

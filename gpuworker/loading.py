@@ -107,8 +107,10 @@ def _load(
 
     image = noise(rows[0].size)
     top_k = contract.output.top_k
+    slot_size = len(slots.output.map) // slots.slot_count
+    aside = make_answer(contract, backend, grant.label_count, bytearray(slot_size), 1)
     profile = []
     for done, size in enumerate(sizes):
         send(Loading(index, "profile", done / len(sizes)))
-        profile.append(measure(size, lambda size=size: model.rehearse(size, image, top_k)))  # type: ignore[misc]
+        profile.append(measure(size, lambda size=size: model.rehearse(size, image, top_k, aside)))  # type: ignore[misc]
     return model, Loaded(index, list(answer.fields), profile, backend.provider, 0)

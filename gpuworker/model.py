@@ -114,11 +114,14 @@ class Model:
         for target, row in zip(self._backend.staging(size), rows, strict=False):
             target[:] = row
 
-    def rehearse(self, size: int, noise: NDArray[np.uint8], top_k: int) -> None:
-        """Run a whole batch of `noise` as `execute` would, its answers going to slot 0. Only before Loaded is sent."""
+    def rehearse(self, size: int, noise: NDArray[np.uint8], top_k: int, aside: Answer) -> None:
+        """Run a whole batch of `noise` as `execute` would. `aside` takes the answers: an Answer on memory of one's own.
+
+        Never into a slot: while this worker comes up, another one may serve the model, and an image owns each slot.
+        """
         self.gather([noise] * size, size)
         outputs = self._backend.run(size, size)
-        self._answer.write(outputs, [0] * size, top_k)
+        aside.write(outputs, [0] * size, top_k)
 
     def close(self) -> None:
         """Let go of the engine."""

@@ -51,6 +51,19 @@ def test_a_model_says_how_far_it_is_and_what_it_gives(grant, tmp_path):
     model.close()
 
 
+def test_coming_up_it_leaves_the_slots_of_those_who_serve_alone(grant, tmp_path):
+    # While a second worker or a successor rehearses, the first one answers out of the same slots.
+    graphs.save(graphs.means(), tmp_path)
+    given = grant(graphs.contract())
+    seen = Segment.attach(os.dup(given.output.fd), given.output.size, writable=True)
+    seen.map[:] = b"\xa5" * seen.size
+    model, said = load(given)
+    assert isinstance(said[-1], Loaded)
+    assert set(seen.map[:]) == {0xA5}
+    seen.close()
+    model.close()
+
+
 def test_a_refused_model_gives_its_segments_back(grant, tmp_path):
     given = grant(graphs.contract())
     model, said = load(given)
