@@ -1,0 +1,72 @@
+"""The end of a gateway: killed, asked to stop, and replaced by a successor while everybody is served."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from bench.faults_lab import checker
+from bench.faults_lab.target import all_children
+
+if TYPE_CHECKING:
+    from bench.faults_lab.trial import Lab
+
+SLOW = {"fake": {"base_ms": 20.0}}
+
+GONE_S_MAX = 1.0
+
+
+async def killed(lab: Lab, count: int) -> None:
+    """The gateway is killed at work, with one child stopped: a second later nothing of it is left."""
+    for _ in range(count):
+        settings = {"devices": "cpu,cuda:0", "decoders": 2}
+        async with lab.trial("gateway: SIGKILL", rate=100.0, model=SLOW, settings=settings, unlasting=True) as trial:
+            children = all_children(trial.target.pid)
+            watched = {pid: os.pidfd_open(pid) for pid in children}
+            await asyncio.sleep(0.3)
+            os.kill(children[0], signal.SIGSTOP)
+            trial.generator.pause()
+            trial.row.problems += checker.names_in_shm(trial.target)
+            killed_s = time.monotonic()
+            await trial.target.stop(signal.SIGKILL)
+            trial.struck(killed_s)
+            late = await asyncio.to_thread(_outlived, watched, killed_s + GONE_S_MAX)
+            trial.row.problems += [f"child {pid} outlived its gateway by over {GONE_S_MAX:g} s" for pid in late]
+            await trial.generator.finish()
+            for row in trial.ledger.rows:
+                if row.answered_s >= killed_s:
+                    row.excuse = "its gateway was killed"
+            lab.figures["children_gone_s"].append(time.monotonic() - killed_s)
+
+
+def _outlived(watched: dict[int, int], end: float) -> list[int]:
+    """Pids that are not gone at `end`; each pidfd is closed."""
+    late = []
+    for pid, fd in watched.items():
+        if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+            late.append(pid)
+        os.close(fd)
+    return late
+
+
+async def stopped(lab: Lab, count: int) -> None:
+    """The gateway is asked to stop under load: whatever came before its listener closed gets its answer."""
+    for _ in range(count):
+        settings = {"decoders": 2, "stop_delay_s": 1.0}
+        async with lab.trial("gateway: SIGTERM", rate=100.0, model=SLOW, settings=settings, unlasting=True) as trial:
+            await asyncio.sleep(0.3)
+            trial.struck()
+            asked_s = time.monotonic()
+            ending = asyncio.ensure_future(trial.target.stop(signal.SIGTERM))
+            # Load balancers go on for as long as they have not heard of it: the delay is for them.
+            await asyncio.sleep(0.8)
+            trial.generator.pause()
+            status = await ending
+            lab.figures["drain_s"].append(time.monotonic() - asked_s)
+            if status:
+                trial.row.problems.append(f"the gateway exited with {status}")
+        lab.figures["stop_failures"].append(trial.ledger.failures())

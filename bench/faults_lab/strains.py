@@ -1,0 +1,101 @@
+"""Faults from outside and everything at once: no descriptors left, clients that leave, a seeded storm."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.faults_lab.kills import DEVICES, PATIENT
+
+if TYPE_CHECKING:
+    from bench.faults_lab.trial import Lab, Trial
+
+STORM_SIGNALS = {
+    "worker": (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP),
+    # One that is stopped while it has nothing to do is not missed until it gets something.
+    "decoder": (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT),
+}
+
+EXHAUSTED_S = 0.5
+
+RECOVERY_S_MAX = 1.0
+
+
+async def exhausted(lab: Lab, count: int) -> None:
+    """The gateway has no descriptor left for a while: open connections are served, new ones wait for its end."""
+    settings = {**PATIENT, "decoders": 2}
+    async with lab.trial("no descriptors left", rate=100.0, settings=settings) as trial:
+        pid = trial.target.pid
+        for _ in range(count):
+            limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (_fd_max(pid) + 1, limits[1]))
+            await asyncio.sleep(EXHAUSTED_S)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            trial.struck()
+            await asyncio.sleep(2 * RECOVERY_S_MAX)
+    ends_s = trial.faults_s
+    waited = [
+        row.answered_s - end_s
+        for end_s in ends_s
+        for row in trial.ledger.between(end_s - EXHAUSTED_S, end_s)
+        if row.answered_s > end_s
+    ]
+    lab.figures["exhausted_recovery_s"].append(max(waited, default=0.0))
+
+
+def _fd_max(pid: int) -> int:
+    return max(int(fd.name) for fd in Path(f"/proc/{pid}/fd").iterdir())
+
+
+async def leaving(lab: Lab, count: int) -> None:
+    """Clients go away while their images are read, decoded, queued, run or answered: by FIN and by RST."""
+    settings = {**PATIENT, "decoders": 2}
+    model = {"fake": {"base_ms": 20.0}}
+    async with lab.trial("clients that leave", rate=40.0, model=model, settings=settings) as trial:
+        draw = random.Random(trial.seed)
+        for _ in range(count):
+            rows = [trial.generator.send(kind="leaving") for _ in range(8)]
+            for row in rows:
+                await asyncio.sleep(draw.random() * 0.01)
+                trial.generator.leave(row, reset=draw.random() < 0.5)
+            trial.struck()
+
+
+async def storm(lab: Lab, seconds: float) -> None:
+    """All of it together, as a seed draws it: workers and decoders die or stop, clients leave."""
+    settings = {**PATIENT, "decoders": 3, "devices": ",".join(DEVICES)}
+    model = {"fake": {"base_ms": 10.0}}
+    async with lab.trial("storm, 4 workers, 3 decoders", rate=80.0, model=model, settings=settings) as trial:
+        end = time.monotonic() + seconds
+        await asyncio.gather(
+            *(_strike(trial, "worker", index, end) for index in range(4)),
+            *(_strike(trial, "decoder", index, end) for index in range(3)),
+            _leave(trial, end),
+        )
+        for index in range(4):
+            await trial.target.wait_up("worker", index)
+        for index in range(3):
+            await trial.target.wait_up("decoder", index)
+    lab.figures["storm_failures"].append(trial.ledger.failures())
+
+
+async def _strike(trial: Trial, role: str, index: int, end: float) -> None:
+    draw = random.Random(f"{trial.seed}/storm/{role}/{index}")
+    while time.monotonic() < end:
+        await asyncio.sleep(draw.expovariate(0.7))
+        await trial.nemesis.strike_often(
+            role, index, 1, (draw.choice(STORM_SIGNALS[role]),), in_batch=None, spread_s=0.05, told=trial.struck
+        )
+
+
+async def _leave(trial: Trial, end: float) -> None:
+    draw = random.Random(f"{trial.seed}/storm/leave")
+    while time.monotonic() < end:
+        row = trial.generator.send(kind="leaving")
+        await asyncio.sleep(draw.expovariate(20.0))
+        trial.generator.leave(row, reset=draw.random() < 0.5)
