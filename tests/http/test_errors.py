@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.support.gateways import (
-    CRASH,
     FAIL,
+    KILL,
     assert_problem,
     chunked,
     digest,
@@ -252,7 +252,7 @@ def test_an_image_that_the_model_fails_on_is_500_without_its_reasons(plain):
 def test_an_image_whose_workers_are_killed_again_and_again_is_502(tmp_path):
     write_model(tmp_path, special=True)
     with gateway(tmp_path) as running:
-        assert_problem(running.predict(png(1, CRASH)), 502, "worker_lost")
+        assert_problem(running.predict(png(1, KILL)), 502, "worker_lost")
         running.wait_event("child_died", 5, role="worker")
         assert len(running.events("child_started", role="worker")) <= 6
         running.wait_ready()

@@ -13,7 +13,10 @@ import pytest
 from tests.support.gateways import (
     CRASH,
     HANG,
+    KILL,
+    LOST,
     MSGPACK,
+    SPIN,
     assert_problem,
     digest,
     gateway,
@@ -108,8 +111,11 @@ def test_stopped_in_the_middle_of_a_batch_it_is_killed_as_hung(running):
 @pytest.mark.parametrize(
     ("pixel", "status", "code", "count"),
     [
-        pytest.param(CRASH, 502, "worker_lost", 5, id="killed"),
+        pytest.param(CRASH, 500, "poisoned", 2, id="crash"),
         pytest.param(HANG, 500, "poisoned", 2, id="hang"),
+        pytest.param(SPIN, 500, "poisoned", 0, id="interrupted"),
+        pytest.param(LOST, 500, "poisoned", 2, id="device lost"),
+        pytest.param(KILL, 502, "worker_lost", 5, id="killed from outside"),
     ],
 )
 def test_an_image_that_takes_every_worker_along_is_refused_and_its_neighbours_are_not(
@@ -123,12 +129,54 @@ def test_an_image_that_takes_every_worker_along_is_refused_and_its_neighbours_ar
     with poison:
         assert_problem(poison.read_answer(), status, code)
     assert deaths(poisoned) == count
+    if code == "poisoned":
+        assert_problem(poisoned.predict(png(99, pixel)), 500, "poisoned")
+        assert deaths(poisoned) == count, "the same image is refused before it reaches a worker"
+
+
+def test_poison_as_a_tensor_is_known_again(poisoned):
+    row = pixels(99, CRASH)
+    tensor = {"shape": list(row.shape), "dtype": "uint8", "data": row.tobytes()}
+    for _ in range(2):
+        answer = poisoned.predict(msgpack.packb({"tensor": tensor}), Content_Type=MSGPACK, Accept="application/json")
+        assert_problem(answer, 500, "poisoned")
+    assert deaths(poisoned) == 2
+    assert poisoned.predict(png(99)).top == digest(pixels(99))
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_split_and_never_tried_again(tmp_path):
+    write_model(tmp_path, batching={"sizes": [1, 2, 4]}, fake={"base_ms": 50.0, "memory_images": 2})
+    with gateway(tmp_path) as running:
+        begun = [running.begin(png(seed)) for seed in range(9)]
+        for seed, connection in enumerate(begun):
+            assert_answered_once(connection, seed)
+        running.wait_event("batch_given_up", cause="no_memory")
+        again = [running.begin(png(seed)) for seed in range(9)]
+        for seed, connection in enumerate(again):
+            assert_answered_once(connection, seed)
+        assert len(running.events("batch_given_up")) == 1
+        assert deaths(running) == 0
+        running.wait_idle()
+
+
+def test_a_client_that_keeps_sending_poison_is_refused_and_others_are_not(tmp_path):
+    write_model(tmp_path, special=True, batching={"sizes": [1]})
+    with gateway(tmp_path, trusted_proxies="127.0.0.0/8", forwarded="x-forwarded-for") as running:
+        for seed in range(3):
+            refused = running.predict(png(seed, SPIN), X_Forwarded_For="192.0.2.7")
+            assert_problem(refused, 500, "poisoned")
+        refused = running.predict(png(5), X_Forwarded_For="192.0.2.7")
+        assert "crashed" in assert_problem(refused, 429, "rate_limited", retry=True)["detail"]
+        assert 590 <= int(refused.headers["retry-after"]) <= 600
+        assert running.predict(png(5), X_Forwarded_For="192.0.2.8").top == digest(pixels(5))
+        assert deaths(running) == 0
+        running.wait_idle()
 
 
 def test_in_one_request_too_the_poison_is_one_image(poisoned):
     images = [png(1), png(2), png(3, CRASH), png(4)]
     answer = poisoned.predict(msgpack.packb({"images": images}), Content_Type=MSGPACK)
-    assert answer.tops == [digest(pixels(1)), digest(pixels(2)), "worker_lost", digest(pixels(4))]
+    assert answer.tops == [digest(pixels(1)), digest(pixels(2)), "poisoned", digest(pixels(4))]
 
 
 def test_clients_that_leave_while_the_worker_dies_leave_nothing(running):

@@ -41,7 +41,10 @@ CLASS_COUNT = 100_000
 """Classes of a digest model: two images have the same answer once in so many."""
 
 CRASH, HANG, FAIL = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-"""First pixels that make a fake model with `special` die, stop, or fail on that image."""
+KILL, SPIN, LOST = (255, 255, 0), (255, 0, 255), (0, 255, 255)
+"""First pixels with which a fake model that is `special` crashes, stops, or fails; is killed, runs on until it is
+interrupted, or loses its device.
+"""
 
 PROBLEM = "application/problem+json"
 MSGPACK = "application/msgpack"
@@ -64,7 +67,7 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = WAIT_
 def write_model(root: Path, name: str = "m", version: int = 1, *, labels: list[str] | None = None, **sections) -> Path:
     """Write a fake model that names the CRC-32 of its pixels; `sections` of model.toml stand over these defaults.
 
-    `special=True` adds the pixels that crash, hang and fail it.
+    `special=True` adds the pixels that crash, hang and fail it, and so on.
     """
     special = sections.pop("special", False)
     whole: dict[str, Any] = {
@@ -73,7 +76,8 @@ def write_model(root: Path, name: str = "m", version: int = 1, *, labels: list[s
         "fake": {"class_count": CLASS_COUNT, "digest": True},
     }
     if special:
-        whole["fake"] |= {"crash_pixel": list(CRASH), "hang_pixel": list(HANG), "fail_pixel": list(FAIL)}
+        pixels_of = {"crash": CRASH, "hang": HANG, "fail": FAIL, "kill": KILL, "spin": SPIN, "lost": LOST}
+        whole["fake"] |= {f"{what}_pixel": list(pixel) for what, pixel in pixels_of.items()}
     for section, values in sections.items():
         whole[section] = whole.get(section, {}) | values
     folder = root / name / str(version)

@@ -479,7 +479,7 @@ def test_a_fake_has_room_for_so_many_images_and_for_what_a_load_measures_with(tm
     model, _, _ = opened(fake(memory_images=2), tmp_path)
     assert model.execute(batch([0, 1], size=4)).statuses == [OK] * 2
     assert model.execute(batch([0, 1, 2], size=4)).statuses == [ItemStatus.NO_MEMORY] * 3
-    model.rehearse(4, noise(48), 1)
+    model.rehearse(4, noise(48), 1, model._answer)
 
 
 @pytest.mark.parametrize(
