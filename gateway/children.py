@@ -112,11 +112,12 @@ class Children:
                 module="gateway.decoding" if decoder else "gpuworker",
                 heritage=self._decoder_heritage(spawn.index) if decoder else self._worker_heritage(spawn.index),
                 on_frame=self._decoder_frame if decoder else self._worker_frame,
+                on_eof=self._gone,
                 on_death=self._died,
             )
         except OSError as error:
             _log.error("spawn_failed", role=spawn.role.value, index=spawn.index, error=str(error))
-            self.lost(spawn.role, spawn.index, blamed=0, guilty=False)
+            self._core.not_started(spawn.role, spawn.index, time.monotonic_ns())
 
     def kill(self, kill: Kill) -> None:
         """SIGKILL a child."""
@@ -177,6 +178,11 @@ class Children:
                 attached[model] = attach.size
         except OSError as error:
             self._break(child, f"could not be given a model: {error.strerror}")
+
+    def _gone(self, child: Child) -> None:
+        if not self.stopping:
+            self._core.gone(child.role, child.index)
+            self._changed()
 
     def _died(self, child: Child, obituary: Obituary) -> None:
         if not self.stopping:

@@ -166,9 +166,13 @@ class Supervisor:
         module: str,
         heritage: Callable[[int, Segment], Heritage],
         on_frame: Callable[[Child, memoryview], None],
+        on_eof: Callable[[Child], None],
         on_death: Callable[[Child, Obituary], None],
     ) -> Child:
-        """Start `python -m module` with what `heritage(socket fd, recorder)` lists. Raises OSError when it cannot."""
+        """Start `python -m module` with what `heritage(socket fd, recorder)` lists. Raises OSError when it cannot.
+
+        `on_eof` is called when it closes its socket, which a dead one does first; `on_death` once it was reaped.
+        """
         with contextlib.ExitStack() as undo:
             ours, theirs = socket_pair()
             undo.callback(ours.close)
@@ -188,6 +192,7 @@ class Supervisor:
             on_frame(child, frame)
 
         def closed() -> None:
+            on_eof(child)
             child.kill()
 
         link = Link(self._loop, ours, read, closed)

@@ -27,6 +27,10 @@ STUCK_NS = 5_000_000_000
 """A killed child that is not gone after this hangs in the kernel: nobody waits for it any longer."""
 
 
+SPAWN_RETRY_NS = 250_000_000
+"""When to try again to start a child for which there was no process or no descriptor."""
+
+
 class State(enum.Enum):
     """Where a child is in its life."""
 
@@ -149,6 +153,12 @@ class ChildState:
         self.broken = broken
         self.condemned_ns = now_ns
         self.started_ns = 0
+
+    def postpone(self, now_ns: int) -> None:
+        """It could not be started, for want of something that others may give back: that is no death of its own."""
+        self.move(State.DEAD)
+        self.started_ns = 0
+        self.spawn_at_ns = now_ns + SPAWN_RETRY_NS
 
     def bury(self, now_ns: int) -> None:
         """It is dead and reaped."""

@@ -269,6 +269,19 @@ class Scheduler:
         child = self.feeder.decoders[index] if role is Role.DECODER else self._crew.worker(index)
         self._ledger.effects.append(self._watch.kill(role, child, reason, self._now_ns, broken=True))
 
+    def gone(self, role: Role, index: int) -> None:
+        """A child closed its socket: it is dead, or as good as. What it holds stays its own until it is reaped."""
+        child = self.feeder.decoders[index] if role is Role.DECODER else self._crew.worker(index)
+        child.condemn(self._now_ns, broken=child.broken)
+        self.feeder.count_ready()
+        self._review()
+
+    def not_started(self, role: Role, index: int, now_ns: int) -> None:
+        """A child could not be started; it is tried again soon."""
+        child = self.feeder.decoders[index] if role is Role.DECODER else self._crew.worker(index)
+        child.postpone(self._at(now_ns))
+        self._watch.child_changed()
+
     # -- models --------------------------------------------------------------------------------------------------
 
     def add_line(self, line: Line) -> None:

@@ -117,6 +117,7 @@ class _Decoders:
                 module="gateway.decoding",
                 heritage=lambda fd, recorder: self.memory.decoder_heritage(os.getpid(), fd, recorder, limits),
                 on_frame=self._on_frame,
+                on_eof=lambda _child: None,
                 on_death=self._on_death,
             )
         await self._wait(lambda: len(self._children) == self.decoder_count, START_TIMEOUT_S, "a decoder did not start")

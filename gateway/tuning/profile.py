@@ -88,6 +88,7 @@ async def measure(
                     thread_count=settings.worker_thread_count(),
                 ),
                 on_frame=on_frame,
+                on_eof=lambda _child: None,
                 on_death=on_death,
             )
             progress(f"batches of {', '.join(map(str, sizes))}: starting a worker")

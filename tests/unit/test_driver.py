@@ -92,7 +92,7 @@ class Room:
         self.core = self.driver.core
         self.line = self.core.lines[0]
 
-    def spawn(self, role, index, *, seat, module, heritage, on_frame, on_death):
+    def spawn(self, role, index, *, seat, module, heritage, on_frame, on_eof, on_death):
         assert seat == index
         assert module == ("gateway.decoding" if role is Role.DECODER else "gpuworker")
         self.spawned.append(role)

@@ -65,6 +65,7 @@ def test_a_spawn_that_fails_late_leaves_nothing_behind(monkeypatch, what):
                 module="gpuworker",
                 heritage=refuse if what == "heritage" else heritage,
                 on_frame=lambda *_: None,
+                on_eof=lambda *_: None,
                 on_death=lambda *_: None,
             )
         assert watcher.children == {}
