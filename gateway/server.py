@@ -19,6 +19,7 @@ from gateway.driver import Driver
 from gateway.errors import InvalidSettings
 from gateway.http.front import Front
 from gateway.models.repository import scan
+from shm import failpoints
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -108,6 +109,8 @@ class Gateway:
 
     async def start(self) -> None:
         """Children first, then the front; both come up on their own time."""
+        if armed := failpoints.active():
+            _log.warning("failpoints_armed", points=armed, advice="meant for tests; unset PENSTOCK_FAILPOINTS")
         self.driver.start()
         await self._front.start(self._bound)
         _log.info("listening", url=self.url, models=[f"{m.name}/{m.version}" for m in self.driver.models.values()])

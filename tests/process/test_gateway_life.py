@@ -270,7 +270,7 @@ def test_requests_of_all_kinds_leave_no_fd_no_slot_no_child_and_no_connection(tm
         for number in range(3):
             os.kill(running.child("decoder"), signal.SIGKILL)
             assert running.predict(png(number)).top == digest(pixels(number))
-        assert running.predict(png(1, CRASH)).status == 502
+        assert running.predict(png(1, CRASH)).status == 500
         running.wait_ready()
         wait_settled()
         wait_until(lambda: counts() == before, "fds and children are as before", 3.0)

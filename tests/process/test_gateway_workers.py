@@ -209,3 +209,18 @@ def test_with_two_workers_the_other_one_takes_over(tmp_path):
             assert_answered_once(connection, seed)
         assert sum(running.metric("penstock_child_restarts_total", str(index), "worker") for index in (0, 1)) == 1
         running.wait_idle()
+
+
+@pytest.mark.parametrize("place", ["before_gather", "before_run", "after_run", "before_reply", "after_reply"])
+def test_every_place_at_which_a_worker_may_be_killed_loses_nobody(tmp_path, place):
+    write_model(tmp_path, batching={"sizes": [1, 4]})
+    # The third pass of each life: the kill comes in the middle of work, and again in the next life.
+    with gateway(tmp_path, failpoints=f"worker.{place}=kill@3") as running:
+        connections = [running.begin(png(seed)) for seed in range(6)]
+        for seed, connection in enumerate(connections):
+            assert_answered_once(connection, seed)
+        for seed in range(4):
+            assert running.predict(png(seed)).top == digest(pixels(seed))
+        assert deaths(running) >= 1
+        assert running.wait_event("failpoints_armed")["points"] == [f"worker.{place}=kill@3"]
+        running.wait_idle()
