@@ -41,10 +41,11 @@ def serve(control: socket.socket, models: Mapping[int, Model], recorder: Recorde
             raise GatewayBug(f"batch {run.batch} has no place in the recorder")
         model.check(run)
         recorder.note(run.batch)
-        if time.monotonic_ns() > run.latest_start_ns:
+        now_ns = time.monotonic_ns()
+        if now_ns > run.latest_start_ns:
             ran = late(run)
         else:
-            interrupts.begin(model)
+            interrupts.begin(model, now_ns)
             ran = model.execute(run)
             interrupts.end()
         failpoints.hit("worker.before_reply")

@@ -321,3 +321,22 @@ def test_drain_reads_them_too():
         assert (ends.frames, ends.ends) == ([b"last"], 1)
 
     with_ends(story)
+
+
+def test_a_descriptor_does_not_overtake_frames_that_wait():
+    async def story(ends):
+        fd = holding(b"slots")
+        while not ends.link.backlog_count:
+            ends.link.send(bytes(50_000))
+        ends.read()  # The socket has room again, and the loop has not turned.
+        ends.link.send_with_fd(b"with", fd)
+        os.close(fd)
+        assert receive(ends.peer) is None
+        found = []
+        while not found or found[-1][0] != b"with":
+            await asyncio.sleep(0)
+            while (got := receive(ends.peer)) is not None:
+                found.append(got)
+        assert [content(fd) for fd in found[-1][1]] == [b"slots"]
+
+    with_ends(story)

@@ -2,7 +2,7 @@
 
 import threading
 
-from gpuworker.interrupts import Interrupts
+from gpuworker.interrupts import YOUNG_NS, Interrupts
 
 
 class Model:
@@ -17,14 +17,24 @@ class Model:
 
 def test_it_reaches_the_model_that_runs_and_no_other():
     interrupts, first, second = Interrupts(), Model(), Model()
-    interrupts.interrupt()
-    interrupts.begin(first)
-    interrupts.interrupt()
+    interrupts.interrupt(9 * YOUNG_NS)
+    interrupts.begin(first, 0)
+    interrupts.interrupt(9 * YOUNG_NS)
     interrupts.end()
-    interrupts.interrupt()
-    interrupts.begin(second)
+    interrupts.interrupt(9 * YOUNG_NS)
+    interrupts.begin(second, 0)
     interrupts.end()
     assert (first.count, second.count) == (1, 0)
+
+
+def test_a_batch_that_has_just_begun_is_not_meant():
+    """The signal was for the one before, whose answer crossed it on the way."""
+    interrupts, model = Interrupts(), Model()
+    interrupts.begin(model, 1_000)
+    interrupts.interrupt(1_000 + YOUNG_NS - 1)
+    assert model.count == 0
+    interrupts.interrupt(1_000 + YOUNG_NS)
+    assert model.count == 1
 
 
 def test_a_batch_does_not_end_while_it_is_being_interrupted():
@@ -36,8 +46,8 @@ def test_a_batch_does_not_end_while_it_is_being_interrupted():
         assert leave.wait(30)
 
     interrupts = Interrupts()
-    interrupts.begin(Model(slow))
-    interrupter = threading.Thread(target=interrupts.interrupt)
+    interrupts.begin(Model(slow), 0)
+    interrupter = threading.Thread(target=lambda: interrupts.interrupt(YOUNG_NS))
     ender = threading.Thread(target=lambda: (interrupts.end(), ended.set()))
     interrupter.start()
     assert entered.wait(30)
