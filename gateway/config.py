@@ -124,6 +124,18 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, noted("s", "Time that requests in flight have to finish on SIGTERM.", ge=0, le=3600)
     ] = 25.0
 
+    admin_socket: Annotated[
+        str,
+        noted(
+            "",
+            "Unix socket of the admin front; '': admin-PORT.sock in the runtime folder; 'off': none.",
+            max_length=107,
+        ),
+    ] = ""
+    state_dir: Annotated[
+        str, noted("", "Folder for what outlives the gateway; '': the user's state folder.", max_length=4096)
+    ] = ""
+
     clients: Annotated[
         tuple[KeyedClient, ...],
         noted(
