@@ -61,6 +61,7 @@ def serve(
     device: Annotated[list[str] | None, typer.Option(help="cpu or cuda:N; again for more workers.")] = None,
     decoders: Annotated[int | None, typer.Option(help="Decoder processes; 0: half of the cores, at least 2.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the running gateway's place when ready.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and exit.")] = False,
 ) -> None:
     """Serve a model repository over HTTP until SIGTERM or Ctrl-C."""
@@ -78,7 +79,7 @@ def serve(
             # Not through rich: this is a file's content.
             typer.echo(config.to_toml(settings), nl=False)
             return
-        raise typer.Exit(server.run(settings))
+        raise typer.Exit(server.run(settings, replace=replace))
     except (InvalidSettings, InvalidModel) as error:
         _fail(error)
 

@@ -121,8 +121,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     header_count_max: Annotated[int, noted("headers", "Headers of one request.", ge=8, le=1024)] = 128
     connections_max: Annotated[int, noted("connections", "Open connections.", ge=1, le=1_000_000)] = 2048
     drain_timeout_s: Annotated[
-        float, noted("s", "Time that requests in flight have to finish on SIGTERM.", ge=0, le=3600)
+        float, noted("s", "Longest from SIGTERM until what is not answered is refused.", ge=0, le=3600)
     ] = 25.0
+    stop_delay_s: Annotated[
+        float,
+        noted("s", "Time after SIGTERM that new connections are still served; a part of the former.", ge=0, le=3600),
+    ] = 1.0
 
     admin_socket: Annotated[
         str,

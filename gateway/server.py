@@ -8,23 +8,26 @@ import ctypes
 import gc
 import resource
 import signal
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
 
-from gateway import logs
+from gateway import logs, systemd
 from gateway.driver import Driver
 from gateway.errors import InvalidSettings
+from gateway.estate import START_MARGIN_S, Estate
+from gateway.handover import Handover
 from gateway.http.front import Front
 from gateway.models.repository import scan
 from shm import failpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import socket
+    from collections.abc import Awaitable, Callable, Iterator
 
     from gateway.config import Settings
+    from gateway.handover import Predecessor
     from gateway.models.repository import ModelVersion
 
 _log = logs.get("server")
@@ -64,28 +67,25 @@ def raise_fd_limit(connections_max: int, model_count: int) -> None:
         _log.warning("few_descriptors", limit=hard, needed=needed, advice="raise ulimit -n or lower connections_max")
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, taken before anything else is started. Raises InvalidSettings when the address is not free."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InvalidSettings(
-            f"cannot listen on {host}:{port}: {reason}; choose another with --port or --host"
-        ) from None
-    return bound
-
-
 class Gateway:
-    """One running gateway, inside an event loop."""
+    """One running gateway, inside an event loop.
 
-    def __init__(self, settings: Settings, models: list[ModelVersion], bound: socket.socket) -> None:
-        self._bound = bound
+    `start` → `open` → requests → `ask_stop`, by a signal, a successor or an operator → `drain` → `stop`.
+    """
+
+    def __init__(self, settings: Settings, models: list[ModelVersion], estate: Estate) -> None:
+        self._settings = settings
+        self._estate = estate
+        self._bound = estate.listener
         self.driver = Driver(settings, models)
         self._front = Front(self.driver, settings)
+        self._handover: Handover | None = None
+        self.stop_asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+        """Whether not even those who are connected are waited for."""
+        self._delay_s = 0.0
+        self._signalled = False
+        self._drained = False
 
     @property
     def url(self) -> str:
@@ -107,13 +107,73 @@ class Gateway:
             for detail in self.driver.children.states[index].failures.values()
         }
 
-    async def start(self) -> None:
-        """Children first, then the front; both come up on their own time."""
+    def start(self) -> None:
+        """Start the children, which come up on their own time."""
         if armed := failpoints.active():
             _log.warning("failpoints_armed", points=armed, advice="meant for tests; unset PENSTOCK_FAILPOINTS")
         self.driver.start()
+
+    async def open(self) -> None:
+        """Accept: at once, or as a successor when everything is up and the predecessor has stopped.
+
+        Raises: InvalidSettings when there was something to replace, and it was not.
+        """
+        estate = self._estate
+        if estate.predecessor is not None:
+            await self._succeed(estate.predecessor)
+        estate.settle()
         await self._front.start(self._bound)
+        if estate.handover is not None:
+            loop = asyncio.get_running_loop()
+            self._handover = Handover(loop, estate.handover, estate.fds, self._let_go)
         _log.info("listening", url=self.url, models=[f"{m.name}/{m.version}" for m in self.driver.models.values()])
+
+    async def _succeed(self, predecessor: Predecessor) -> None:
+        """Come up while the predecessor serves, then take its place; also when it dies meanwhile."""
+        ready = asyncio.ensure_future(self.wait_ready())
+        gone = asyncio.ensure_future(predecessor.wait_gone())
+        try:
+            timeout_s = self._settings.child_start_timeout_s + START_MARGIN_S
+            await asyncio.wait([ready, gone], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                gone.result()
+                _log.warning("predecessor_died", pid=predecessor.pid)
+                return
+            if not ready.done():
+                raise InvalidSettings(f"not ready within {timeout_s:g} s; the running gateway serves on")
+            ready.result()
+        finally:
+            ready.cancel()
+            gone.cancel()
+            await asyncio.wait([ready, gone])
+        await predecessor.take_over()
+        _log.info("took_over", pid=predecessor.pid, version=predecessor.version)
+
+    def _let_go(self) -> None:
+        """A successor serves from now on: stop accepting at once, and go when everybody here has their answer."""
+        self._front.stop_accepting()
+        self._estate.give()
+        self.ask_stop(0.0)
+
+    def ask_stop(self, delay_s: float | None = None) -> None:
+        """Go down, once: not ready at once, closed for new connections after `delay_s` (None: as the settings say)."""
+        if not self.stop_asked.is_set():
+            self._delay_s = self._settings.stop_delay_s if delay_s is None else delay_s
+            self.stop_asked.set()
+
+    def on_signal(self, delay_s: float) -> None:
+        """A signal asks for the stop; a second one does not want to wait for anybody."""
+        if self._signalled:
+            self.hurried.set()
+        self._signalled = True
+        self.ask_stop(delay_s)
+
+    async def announce(self) -> None:
+        """Tell the service manager and the log when everything is up."""
+        while not self.ready:  # noqa: ASYNC110 - once in a life
+            await asyncio.sleep(READY_POLL_S)
+        systemd.notify("READY=1")
+        _log.info("ready", url=self.url)
 
     async def wait_ready(self) -> None:
         """Until every model is up. Raises InvalidSettings when a worker refuses one, or children keep dying."""
@@ -126,62 +186,74 @@ class Gateway:
                     raise InvalidSettings(f"every {role} process dies at its start; the log has its last words")
             await asyncio.sleep(READY_POLL_S)
 
-    async def stop(self, drain_timeout_s: float) -> bool:
-        """Refuse what is new, finish what was accepted, then end connections and children."""
-        self.driver.core.drain()
-        self._front.stop_accepting()
-        drained = await self.driver.stop(drain_timeout_s)
+    async def drain(self) -> None:
+        """Serve on while whoever sends requests here learns of the end, then finish with those who are connected.
+
+        Both together take no longer than `drain_timeout_s`.
+        """
+        end = asyncio.get_running_loop().time() + self._settings.drain_timeout_s
+        systemd.notify("STOPPING=1")
+        self._front.announce_drain()
+        _log.info("draining", delay_s=self._delay_s, drain_timeout_s=self._settings.drain_timeout_s)
+        await asyncio.sleep(min(self._delay_s, self._settings.drain_timeout_s))
+        if self._estate.shared or self._estate.given or (self._handover is not None and self._handover.pending):
+            self._front.stop_accepting()  # Whoever has the other copies accepts those who wait in the kernel.
+        if self._handover is not None:
+            self._handover.close()
+        self._drained = await self._front.drain(end)
+
+    async def stop(self) -> None:
+        """Refuse whatever is left, then end connections and children."""
+        if self._handover is not None:
+            self._handover.close()
+        answered = await self.driver.stop(0.0)
         await self._front.close(CLOSE_TIMEOUT_S)
         self.driver.memory.close()
-        _log.info("stopped", everything_answered=drained)
-        return drained
+        _log.info("stopped", everything_answered=self._drained and answered)
 
 
 async def _serve(
-    settings: Settings,
-    models: list[ModelVersion],
-    bound: socket.socket,
-    body: Callable[[Gateway], Awaitable[None]],
+    settings: Settings, models: list[ModelVersion], estate: Estate, body: Callable[[Gateway], Awaitable[None]]
 ) -> int:
-    """Run until a signal or until `body` returns; the second signal ends the drain at once."""
+    """Run until a stop is asked for, or until `body` returns."""
     loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-    hurried = asyncio.Event()
-
-    def on_signal() -> None:
-        (hurried if asked.is_set() else asked).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    gateway = Gateway(settings, models, bound)
-    await gateway.start()
+    gateway = Gateway(settings, models, estate)
+    # Who stops a gateway at a terminal need not tell a load balancer of it.
+    for number, delay_s in ((signal.SIGTERM, settings.stop_delay_s), (signal.SIGINT, 0.0)):
+        loop.add_signal_handler(number, gateway.on_signal, delay_s)
+    gateway.start()
     # What exists now lives as long as the process: without this, every full collection stops the loop to look at it.
     gc.collect()
     gc.freeze()
     try:
-        await _until(body(gateway), asked)
+        await _until(_live(gateway, body), gateway.stop_asked)
     finally:
-        asked.set()
-        await _stop(gateway, settings.drain_timeout_s, hurried)
+        await _stop(gateway)
     return 0
 
 
-async def _stop(gateway: Gateway, drain_timeout_s: float, hurried: asyncio.Event) -> None:
-    """Stop; when hurried in the middle of the drain, at once."""
-    stopping = asyncio.ensure_future(gateway.stop(drain_timeout_s))
-    hurry = asyncio.ensure_future(hurried.wait())
-    await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
-    hurry.cancel()
-    if not stopping.done():
-        stopping.cancel()
-        await asyncio.wait([stopping])
-        await gateway.stop(0.0)
-    else:
-        stopping.result()
+async def _live(gateway: Gateway, body: Callable[[Gateway], Awaitable[None]]) -> None:
+    """Open, then run `body`, and say when everything is up."""
+    announcing = asyncio.ensure_future(gateway.announce())
+    try:
+        await gateway.open()
+        await body(gateway)
+    finally:
+        announcing.cancel()
+        await asyncio.wait([announcing])
+
+
+async def _stop(gateway: Gateway) -> None:
+    """Drain, as long as nobody is in a hurry; then end it."""
+    draining = asyncio.ensure_future(gateway.drain())
+    try:
+        await _until(draining, gateway.hurried)
+    finally:
+        await gateway.stop()
 
 
 async def _until(body: Awaitable[None], asked: asyncio.Event) -> None:
-    """Run `body` to its end, or until a stop is asked for."""
+    """Run `body` to its end, or until that is asked for."""
     running = asyncio.ensure_future(body)
     stop = asyncio.ensure_future(asked.wait())
     await asyncio.wait([running, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -196,27 +268,35 @@ async def forever(_gateway: Gateway) -> None:
     await asyncio.Event().wait()
 
 
-def run(settings: Settings, body: Callable[[Gateway], Awaitable[None]] = forever) -> int:
+def run(settings: Settings, body: Callable[[Gateway], Awaitable[None]] = forever, *, replace: bool = False) -> int:
     """Serve with these settings until SIGTERM, SIGINT, or the end of `body`. Returns the exit status.
 
-    Raises: InvalidSettings, InvalidModel before anything is started.
+    `replace`: take the place of the gateway that listens there. Raises: InvalidSettings, InvalidModel before anything
+    is started, InvalidSettings when that gateway stays.
     """
     models = scan(Path(settings.models), settings.versions)
-    return serve(settings, models, bind(settings.host, settings.port), body)
+    with _logging(settings), contextlib.closing(Estate.acquire(settings, replace=replace)) as estate:
+        return _run(settings, models, estate, body)
 
 
-def serve(
-    settings: Settings,
-    models: list[ModelVersion],
-    bound: socket.socket,
-    body: Callable[[Gateway], Awaitable[None]] = forever,
+def serve(settings: Settings, models: list[ModelVersion], bound: socket.socket) -> int:
+    """`run` with models that were read and a socket of the caller's, which is closed at the end. Nobody replaces it."""
+    with _logging(settings), contextlib.closing(Estate(bound)) as estate:
+        return _run(settings, models, estate, forever)
+
+
+def _run(
+    settings: Settings, models: list[ModelVersion], estate: Estate, body: Callable[[Gateway], Awaitable[None]]
 ) -> int:
-    """`run` with models that were read and a socket that was bound already, which is closed at the end."""
     keep_heap()
-    stop_logs = logs.start(settings.log_level)
     raise_fd_limit(settings.connections_max, len(models))
+    return uvloop.run(_serve(settings, models, estate, body))
+
+
+@contextlib.contextmanager
+def _logging(settings: Settings) -> Iterator[None]:
+    stop_logs = logs.start(settings.log_level)
     try:
-        return uvloop.run(_serve(settings, models, bound, body))
+        yield
     finally:
-        bound.close()
         stop_logs()

@@ -6,9 +6,11 @@ A route is a method, a path of one to three segments and a handler; that is a di
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import re
 import secrets
+import termios
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +28,7 @@ from gateway.scheduling.limiter import Limiter, Rule
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from gateway.config import Settings
     from gateway.driver import Driver
@@ -44,6 +46,15 @@ _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}", re.ASCII)
 LINGER_S = 2.0
 """How long the rest of a refused body is read and dropped before its connection is closed."""
 
+FRESH_GRACE_S = 2.0
+"""How long a drain waits for the first word on a connection: a lost packet is sent again within this time."""
+
+QUIET_S = 0.5
+"""How long nothing must have come before a drain closes the connections that are kept alive."""
+
+DRAIN_POLL_S = 0.02
+"""How often a drain looks who is there."""
+
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
     b"Connection: close\r\nContent-Length: %d\r\n\r\n%b"
@@ -54,10 +65,11 @@ class Connection(RequestHandler):
     """One connection. Says in our words what aiohttp itself refuses (malformed HTTP), and what nobody caught.
 
     It also notes when headers come. The handler runs later in the same turn of the loop, after everything else that
-    came: under overload that is milliseconds of the request's deadline.
+    came: under overload that is milliseconds of the request's deadline. And it knows what a drain has to: whether the
+    client has something to be answered, or is silent.
     """
 
-    __slots__ = ("_received_ns", "origin")
+    __slots__ = ("_behind", "_received_ns", "origin")
 
     origin: Origin
     """Where it comes from; gateway.http.identity makes it out when it is first asked for."""
@@ -65,18 +77,54 @@ class Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
         self._received_ns = 0
+        self._behind = False  # Whether a part of the next request came behind the one at hand.
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: headers, as long as no request is being handled, else a part of its body or the next one."""
-        if self._waiter is not None or not self._request_count:
+        count = self._request_count
+        if self._waiter is not None or not count:
             self._received_ns = time.monotonic_ns()
+            super().data_received(data)
+            return
+        request = self._current_request
+        in_body = request is not None and not request.content.is_eof()
         super().data_received(data)
+        if data and not in_body:
+            self._behind = self._request_count == count
 
     def take_received_ns(self) -> int:
         """When the headers of the request at hand came; of one that came behind another, when its turn came: now."""
         received_ns, self._received_ns = self._received_ns, 0
-        return received_ns or time.monotonic_ns()
+        if not received_ns:
+            return time.monotonic_ns()
+        self._behind = False
+        return received_ns
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing came behind the request at hand."""
+        return not self._messages and not self._behind
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no request, and no part of one, is here: the next word is the client's."""
+        waiter = self._waiter
+        return waiter is not None and not waiter.done() and not self._received_ns and not self._behind
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it has never asked anything."""
+        return not self._request_count
+
+    def close_silent(self) -> None:
+        """Close it, unless something came that the loop has not read yet."""
+        transport = self.transport
+        if transport is None:
+            return
+        unread = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+        if not any(unread):
+            self.force_close()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -120,26 +168,29 @@ class _Server(web.Server):
         self.refuse = refuse
         self._connections_max = connections_max
         self._options = options
-        self.connection_count = 0
+        self.accepted: set[Connection] = set()
+        """Connections from their acceptance to their end; aiohttp counts them from when it reads them."""
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        self.connection_count -= 1
+        self.accepted.discard(cast("Connection", handler))
         super().connection_lost(handler, exc)
 
     def protocol(self) -> asyncio.Protocol:
         """The factory for accepted connections. Many come in one tick, so each counts from here on."""
-        if self.connection_count >= self._connections_max:
+        if len(self.accepted) >= self._connections_max:
             return _Full(self.refuse)
-        self.connection_count += 1
-        return Connection(self, loop=self._loop, **self._options)
+        connection = Connection(self, loop=self._loop, **self._options)
+        self.accepted.add(connection)
+        return connection
 
 
 class Front:
-    """The public listener. `start` binds it, `stop_accepting` closes it, `close` ends what is left."""
+    """The public listener. `start` opens it, `drain` closes it and serves who is there, `close` ends what is left."""
 
     def __init__(self, driver: Driver, settings: Settings) -> None:
         self._driver = driver
         self._status = status = Status(driver)
+        self._header_timeout_s = settings.header_timeout_s
         self._pages = {
             "livez": status.livez,
             "readyz": status.readyz,
@@ -176,7 +227,7 @@ class Front:
         driver.metrics.probes.append(self._samples)
 
     def _samples(self) -> Iterator[Sample]:
-        yield "penstock_connections", (), self._server.connection_count
+        yield "penstock_connections", (), len(self._server.accepted)
         yield "penstock_clients", (), self._limiter.client_count
         for name, tally in self._limiter.tallies():
             yield "penstock_client_images", (name, "accepted"), tally.accepted
@@ -186,10 +237,41 @@ class Front:
         """Accept on a bound socket."""
         self._listener = Listener(asyncio.get_running_loop(), bound, self._server.protocol)
 
+    def announce_drain(self) -> None:
+        """Not ready any more, and every answer ends its connection; all the same everybody is served."""
+        self._status.draining = True
+
     def stop_accepting(self) -> None:
-        """Close the listener; connections that exist stay."""
+        """Close the listener, which others have copies of; connections that exist stay."""
         if self._listener is not None:
             self._listener.close()
+
+    async def drain(self, end: float) -> bool:
+        """Accept whoever has connected already, close the listener, and serve until nobody has anything to say.
+
+        A connection is over when its last answer was written. One on which nothing was asked yet gets a grace; silent
+        ones are closed last, when everything else is done and nothing has come for a while. Whether all that was done
+        by `end` (the loop's time).
+        """
+        self.announce_drain()
+        if self._listener is not None:
+            await self._listener.drain(end)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        fresh_until = now + min(self._header_timeout_s, FRESH_GRACE_S)
+        quiet_since, asked = now, self._server.requests_count
+        while (accepted := self._server.accepted) and now < end:
+            silent = [connection for connection in accepted if connection.is_silent]
+            fresh = [connection for connection in silent if connection.is_fresh]
+            if now >= fresh_until:
+                close_silent(fresh)
+            if len(silent) < len(accepted) or fresh or self._server.requests_count != asked:
+                quiet_since, asked = now, self._server.requests_count
+            elif now - quiet_since >= QUIET_S:
+                close_silent(silent)
+            await asyncio.sleep(DRAIN_POLL_S)
+            now = loop.time()
+        return not accepted
 
     async def close(self, timeout_s: float) -> None:
         """Finish the requests that are being handled, then close every connection."""
@@ -210,7 +292,7 @@ class Front:
             response = self._refuse(
                 errors.Refusal("something went wrong here; the log has it under this request id"), request_id
             )
-        if self._driver.core.draining:
+        if self._status.draining and cast("Connection", request.protocol).is_last:
             # The client is not to send its next request here: the connection ends with the drain.
             response.force_close()
         return response
@@ -229,9 +311,9 @@ class Front:
 
     async def _route(self, request: web.BaseRequest, request_id: str) -> Reply:
         """Find the handler by path, then check the method."""
+        received_ns = cast("Connection", request.protocol).take_received_ns()
         if request.version not in ((1, 1), (1, 0)):
             raise errors.VersionNotSupported("speak HTTP/1.1 or HTTP/1.0")
-        received_ns = cast("Connection", request.protocol).take_received_ns()
         path = request.raw_path.partition("?")[0]
         if not path.startswith("/"):
             # Absolute-form, as proxies send it; every server must take it (RFC 9112, 3.2.2).
@@ -251,6 +333,12 @@ class Front:
                 _allow(request, "GET")
                 return self._pages[page](request_id)
         raise errors.NotFound("there is nothing here; /openapi.json lists what there is")
+
+
+def close_silent(connections: Iterable[Connection]) -> None:
+    """Close those of them on which nothing comes."""
+    for connection in connections:
+        connection.close_silent()
 
 
 def _limiter(settings: Settings) -> Limiter:

@@ -22,6 +22,8 @@ class Status:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self.draining = False
+        """Whether the gateway is going down. It goes on serving, but nobody new is to be sent here."""
 
     def livez(self, request_id: str) -> Reply:
         """200 while the event loop answers at all."""
@@ -29,7 +31,7 @@ class Status:
 
     def readyz(self, request_id: str) -> Reply:
         """200 when every model asked for at start is up, else 503; what each model lacks either way."""
-        draining = self._driver.core.draining
+        draining = self.draining or self._driver.core.draining
         ready = not draining and self._driver.core.is_ready
         document = {
             "status": "ready" if ready else "draining" if draining else "not_ready",

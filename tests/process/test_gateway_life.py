@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from tests.support.gateways import (
     ROOT,
     Connection,
     all_children,
-    assert_problem,
     digest,
     gateway,
     head,
@@ -29,6 +26,7 @@ from tests.support.gateways import (
     wait_until,
     write_model,
 )
+from tests.support.processes import assert_gone_within, descendants, watch
 
 pytestmark = pytest.mark.slow
 
@@ -42,19 +40,6 @@ def shared_memory() -> int:
     return int(lines["Shmem"].split()[0]) * 1024
 
 
-def watch(pids: list[int]) -> dict[int, int]:
-    """pid → pidfd."""
-    return {pid: os.pidfd_open(pid) for pid in pids}
-
-
-def assert_gone_within(fds: dict[int, int], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    for pid, fd in fds.items():
-        ready, _, _ = select.select([fd], [], [], max(0.0, end - time.monotonic()))
-        os.close(fd)
-        assert ready, f"child {pid} outlived the gateway"
-
-
 # -- the gateway is killed -----------------------------------------------------------------------------------------
 
 
@@ -66,8 +51,8 @@ def test_killed_it_takes_its_children_and_its_memory_along(tmp_path):
         assert running.predict(photo + bytes(64 * MIB - len(photo))).top == digest(pixels(1))
         assert shared_memory() > before + 50 * MIB, "or nothing is shown below"
         assert set(Path("/dev/shm").iterdir()) == named, "a segment has a name"
-        children = watch(all_children(running.pid))
-        assert len(children) == 3
+        children = watch(descendants(running.pid))
+        assert len(children) == 3, "and they have none of their own"
         running.stop(signal.SIGKILL)
         assert_gone_within(children, 1.0)
     wait_until(lambda: shared_memory() < before + 30 * MIB, "its memory is given back")
@@ -107,96 +92,6 @@ def test_asked_to_stop_before_it_is_up_it_does(tmp_path):
         children = watch(wait_until(lambda: all_children(running.pid), "children were started"))
         assert running.stop() == 0
         assert_gone_within(children, 0.0)
-
-
-class Client(threading.Thread):
-    """One client with one connection that asks until it is told that the connection ends."""
-
-    def __init__(self, port: int, seed: int) -> None:
-        super().__init__()
-        self._seed = seed
-        self._connection = Connection(port)
-        self.statuses: list[int] = []
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        body, wanted = png(self._seed), digest(pixels(self._seed))
-        try:
-            while True:
-                answer = self._connection.ask("POST", "/predictions/m", body, Content_Type="image/png")
-                self.statuses.append(answer.status)
-                if answer.status == 200:
-                    assert answer.top == wanted
-                else:
-                    assert_problem(answer, 503, "draining", retry=True)
-                if answer.headers.get("connection") == "close":
-                    assert self._connection.wait_closed() == b""
-                    return
-        except BaseException as error:  # noqa: BLE001 - it is looked at by the test
-            self.error = error
-        finally:
-            self._connection.socket.close()
-
-
-def test_asked_to_stop_under_load_it_answers_whatever_it_took(tmp_path):
-    write_model(tmp_path, **SLOW)
-    with gateway(tmp_path) as running:
-        clients = [Client(running.port, seed) for seed in range(12)]
-        for client in clients:
-            client.start()
-        wait_until(lambda: sum(len(client.statuses) for client in clients) > 20, "they are served")
-        running.process.terminate()
-        for client in clients:
-            client.join(20)
-        assert [client.error for client in clients if client.error] == []
-        assert all(set(client.statuses) <= {200, 503} for client in clients)
-        assert running.process.wait(20) == 0
-        assert running.events("stopped")[0]["everything_answered"] is True
-
-
-def test_asked_to_stop_in_the_middle_of_an_upload_it_refuses_it_when_it_is_whole(tmp_path):
-    write_model(tmp_path)
-    body = png(1)
-    with gateway(tmp_path) as running, running.connect() as uploading:
-        uploading.send(head("POST", "/predictions/m", {"Content-Length": str(len(body))}) + body[:20])
-        wait_until(lambda: running.metric("penstock_body_bytes"), "its body has its room")
-        running.process.terminate()
-        running.wait_drained()
-        uploading.send(body[20:])
-        assert_problem(uploading.read_answer(), 503, "draining", retry=True)
-        assert uploading.wait_closed() == b""
-        assert running.process.wait(20) == 0
-
-
-def test_a_second_signal_ends_the_drain_at_once(tmp_path):
-    write_model(tmp_path, batching={"sizes": [1]}, fake={"base_ms": 300.0})
-    with gateway(tmp_path, drain_timeout_s=60) as running:
-        children = watch(all_children(running.pid))
-        # Twenty seconds of work, so that it cannot be done in time by doing it.
-        connections = [running.begin(png(seed)) for seed in range(66)]
-        wait_until(lambda: running.slots().get("running"), "it is at work")
-        running.process.terminate()
-        running.wait_drained()
-        begun = time.monotonic()
-        assert running.stop() == 0
-        assert time.monotonic() - begun < 5
-        assert_gone_within(children, 0.0)
-        for connection in connections:
-            connection.socket.close()
-
-
-def test_what_is_not_done_when_the_drain_ends_is_refused_not_dropped(tmp_path):
-    write_model(tmp_path, batching={"sizes": [1]}, fake={"base_ms": 300.0})
-    with gateway(tmp_path, drain_timeout_s=0.1) as running:
-        connections = [running.begin(png(seed)) for seed in range(4)]
-        wait_until(lambda: sum(running.slots().values()) == 4, "all are taken")
-        running.process.terminate()
-        for connection in connections:
-            with connection:
-                answer = connection.read_answer()
-                if answer.status != 200:
-                    assert_problem(answer, 503, "draining", retry=True)
-        assert running.process.wait(20) == 0
 
 
 # -- it does not start ---------------------------------------------------------------------------------------------

@@ -284,9 +284,10 @@ def multipart(*parts: tuple[str, str | None, bytes], boundary: str = "penstock-t
 class Gateway:
     """A running `penstock serve` and its children."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, runtime: Path) -> None:
         self.process = process
         self.pid = process.pid
+        self.runtime = runtime
         self._log = log
         self.port = int(self.wait_event("listening")["url"].rpartition(":")[2])
 
@@ -417,33 +418,77 @@ def all_children(pid: int) -> list[int]:
     return found
 
 
+def environment(runtime: Path, **settings: object) -> dict[str, str]:
+    """What a gateway under test is told: nothing of this machine's gateways, and a folder of its own to be found in."""
+    named = ("RUNTIME_DIRECTORY", "STATE_DIRECTORY", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_") and name not in named
+    }
+    environ |= {"XDG_RUNTIME_DIR": str(runtime), "XDG_STATE_HOME": str(runtime / "state")}
+    # Nobody has to learn that a gateway of a test goes down.
+    return environ | {f"PENSTOCK_{name.upper()}": str(value) for name, value in {"stop_delay_s": 0, **settings}.items()}
+
+
+@contextlib.contextmanager
+def runtime_folder() -> Iterator[Path]:
+    """A folder for sockets, whose paths are short: pytest's are too long for them."""
+    with tempfile.TemporaryDirectory(prefix="pst-") as folder:
+        yield Path(folder)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Stop a gateway if it still runs, whatever state it is in."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.send_signal(signal.SIGTERM)  # the second one ends the drain
+    try:
+        process.wait(WAIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @contextlib.contextmanager
 def gateway(
-    repository: Path, *, ready: bool = True, config: Path | None = None, **settings: object
+    repository: Path,
+    *,
+    ready: bool = True,
+    config: Path | None = None,
+    runtime: Path | None = None,
+    arguments: tuple[str, ...] = ("--port", "0"),
+    environ: Mapping[str, str] | None = None,
+    prefix: tuple[str, ...] = (),
+    pass_fds: tuple[int, ...] = (),
+    **settings: object,
 ) -> Iterator[Gateway]:
     """Start a gateway as its user would, with settings by environment, and stop it at the end if it still runs.
 
-    `config`: a file of settings, for what the environment cannot say.
+    `config`: a file of settings, for what the environment cannot say. `runtime`: the folder it is found in, else one of
+    its own. `environ`: further variables. `prefix`: a command that starts it, with `pass_fds`.
     """
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
-    environ |= {f"PENSTOCK_{name.upper()}": str(value) for name, value in settings.items()}
-    command = [sys.executable, "-m", "gateway", "serve", "--models", str(repository), "--port", "0"]
-    if config is not None:
-        command += ["--config", str(config)]
-    with tempfile.NamedTemporaryFile(prefix="penstock-test-log-") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, stderr=log, stdout=subprocess.DEVNULL)
+    with contextlib.ExitStack() as stack:
+        runtime = runtime or stack.enter_context(runtime_folder())
+        command = [*prefix, sys.executable, "-m", "gateway", "serve", "--models", str(repository), *arguments]
+        if config is not None:
+            command += ["--config", str(config)]
+        log = stack.enter_context(tempfile.NamedTemporaryFile(prefix="penstock-test-log-"))
+        whole = environment(runtime, **settings) | dict(environ or {})
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=whole, stderr=log, stdout=subprocess.DEVNULL, pass_fds=pass_fds
+        )
         try:
-            running = Gateway(process, Path(log.name))
+            running = Gateway(process, Path(log.name), runtime)
             if ready:
                 running.wait_ready()
             yield running
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-                process.send_signal(signal.SIGTERM)  # the second one ends the drain
-            try:
-                process.wait(WAIT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
+
+
+@contextlib.contextmanager
+def successor(before: Gateway, repository: Path, *, port: int | None = None, **settings: object) -> Iterator[Gateway]:
+    """A gateway that takes the place of another one; it listens once it has."""
+    arguments = ("--port", str(port or before.port), "--replace")
+    with gateway(repository, runtime=before.runtime, arguments=arguments, **settings) as running:
+        yield running
