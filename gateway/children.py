@@ -6,6 +6,7 @@ given is broken; it is killed and never believed again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from shm.segment import Segment
 
 _log = logs.get("children")
+
+_EXHAUSTED = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _REFUSALS: dict[ItemStatus, type[errors.Refusal]] = {
     ItemStatus.UNDECODABLE: errors.UndecodableImage,
@@ -85,6 +88,8 @@ class Children:
         """By role and seat (a decoder's index)."""
         self.stopping = False
         """Whether deaths are wanted, and nobody's business any more."""
+        self._unborn: set[tuple[Role, int]] = set()
+        """Those that could not be started yet, by role and index."""
         self._core = core
         self._memory = memory
         self._supervisor = supervisor
@@ -101,7 +106,10 @@ class Children:
         )
 
     def spawn(self, spawn: Spawn) -> None:
-        """Start a child; when that fails, it died."""
+        """Start a child. One that cannot be started died, unless for want of descriptors, processes or memory: that is
+        no fault of its own, and it is tried again until there are some.
+        """
+        key = spawn.role, spawn.index
         decoder = spawn.role is Role.DECODER
         seat = spawn.index if decoder else self._core.worker(spawn.index).seat
         try:
@@ -116,8 +124,16 @@ class Children:
                 on_death=self._died,
             )
         except OSError as error:
-            _log.error("spawn_failed", role=spawn.role.value, index=spawn.index, error=str(error))
-            self._core.not_started(spawn.role, spawn.index, time.monotonic_ns())
+            again = error.errno in _EXHAUSTED
+            if key not in self._unborn:
+                _log.error("spawn_failed", role=spawn.role.value, index=spawn.index, error=str(error), again=again)
+            if again:
+                self._unborn.add(key)
+                self._core.not_started(spawn.role, spawn.index, time.monotonic_ns())
+            else:
+                self.lost(spawn.role, spawn.index, blamed=0, guilty=False)
+        else:
+            self._unborn.discard(key)
 
     def kill(self, kill: Kill) -> None:
         """SIGKILL a child."""

@@ -99,7 +99,11 @@ class Logs(logging.Handler):
         self._lines: queue.Queue[bytes | None] = queue.Queue(queue_count_max)
         self._written = 0
         self._dropped = 0
+        self._lost = 0
+        """Lines that the stream did not take: its disk is full, or its reader is gone."""
         self._reported = 0
+        self._torn = False
+        """Whether the last line that was written has no end."""
         # A daemon: one that is stuck in a write must not keep the process alive.
         self._thread = threading.Thread(target=self._write_lines, name="penstock-logs", daemon=True)
         root = logging.getLogger()
@@ -122,7 +126,7 @@ class Logs(logging.Handler):
 
     def statistics(self) -> Statistics:
         """Counters, for metrics and tests."""
-        return Statistics(self._written, self._dropped, self._lines.qsize())
+        return Statistics(self._written, self._dropped + self._lost, self._lines.qsize())
 
     def stop(self, timeout_s: float = FLUSH_TIMEOUT_S) -> None:
         """Write what is queued, as far as somebody reads it within `timeout_s`, and let go of logging."""
@@ -158,19 +162,23 @@ class Logs(logging.Handler):
                     break
             else:
                 running = False
-            dropped = self._dropped
+            count = len(batch)
+            dropped = self._dropped + self._lost
             if dropped > self._reported:
                 batch.append(_dropped_line(dropped - self._reported, dropped))
             if self._write(b"".join(batch)):
                 self._written += len(batch)
                 self._reported = dropped
+            else:
+                self._lost += count
 
     def _write(self, content: bytes) -> bool:
         """Write all of it, however long that takes; False when the stream is gone."""
-        rest = memoryview(content)
+        rest = memoryview(b"\n" + content if self._torn else content)
         while rest:
             try:
                 rest = rest[os.write(self._fd, rest) :]
+                self._torn = bool(rest)
             except BlockingIOError:
                 # Whoever shares this terminal or pipe made it non-blocking, for us too.
                 select.select([], [self._fd], [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -16,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway import logs
+from tests.support.gateways import wait_until
 
 EVIL = 'a\r\nb\x00c\u2028d\u2029e\x85f\x1b[31mg\x7fh\x9bi\ud800j\U0001f600"\\'
 
@@ -229,3 +231,36 @@ def test_stop_gives_logging_back():
     stop()
     stop()
     assert (root.level, root.handlers) == before
+
+
+def test_lines_that_the_disk_does_not_take_are_counted_and_told_when_there_is_room(monkeypatch):
+    read_fd, write_fd = os.pipe()
+    write, room = os.write, threading.Event()
+    full = threading.Event()
+
+    def disk(fd, content) -> int:
+        if fd != write_fd or room.is_set():
+            return write(fd, content)
+        if not full.is_set():
+            full.set()
+            return write(fd, bytes(content[:10]))  # The last bytes of the disk: half a line.
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(os, "write", disk)
+    stream = logs.Logs(write_fd, logging.INFO)
+    log = logs.get("test")
+    try:
+        for number in range(3):
+            log.info("lost", number=number)
+        wait_until(lambda: stream.statistics().dropped == 3, "they are lost")
+        room.set()
+        log.info("kept")
+    finally:
+        stream.stop()
+        os.close(write_fd)
+    with os.fdopen(read_fd, "rb") as source:
+        torn, *lines = source.read().splitlines()
+    assert len(torn) == 10
+    events = [json.loads(line) for line in lines]
+    assert [line["event"] for line in events] == ["kept", "lines_dropped"]
+    assert (events[1]["count"], events[1]["total"]) == (3, 3)
