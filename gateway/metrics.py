@@ -24,6 +24,7 @@ FOLD_COUNT = 8192
 """Observations kept as they came before they are folded into buckets."""
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+_DIFFERENCES = (1e-6, 1e-5, 1e-4, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0, 100.0)
 _IMAGES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 BATCH_PARTS = ("gather", "run", "write")
@@ -60,6 +61,8 @@ TABLE = (
     Row("penstock_batch_size_planned", "gauge", ("model",), "Largest batch planned with now; over B* under overload"),
     Row("penstock_margin_seconds", "gauge", ("model",), "Kept back of the model's deadline for what nobody expects"),
     Row("penstock_inflation_ratio", "gauge", ("model",), "Batches are expected to take this times what was measured"),
+    Row("penstock_shadow_images", "counter", ("model", "version", "outcome"), "Images copied to a shadow version"),
+    Row("penstock_shadow_difference", "histogram", ("model", "version"), "Its answers against ours", _DIFFERENCES),
     Row("penstock_slots", "gauge", ("model", "state"), "Slots of shared memory, by state"),
     Row("penstock_queue_images", "gauge", ("model", "stage"), "Images that wait, by what for"),
     Row("penstock_body_bytes", "gauge", (), "Shared memory held by request bodies"),
@@ -92,9 +95,9 @@ class Histograms:
         self._counts = np.zeros((columns, len(bounds) + 1), np.int64)
         self._sums = np.zeros(columns)
         self._scale = scale
-        self._fresh: list[tuple[int, ...]] = []
+        self._fresh: list[tuple[float, ...]] = []
 
-    def observe(self, row: tuple[int, ...]) -> None:
+    def observe(self, row: tuple[float, ...]) -> None:
         """Count one value per column."""
         self._fresh.append(row)
         if len(self._fresh) >= FOLD_COUNT:
@@ -173,6 +176,30 @@ class ModelMetrics:
                 yield (self.name, seal.value), table.buckets(0)
 
 
+class ShadowMetrics:
+    """What is counted of one version's images that were copied to another."""
+
+    __slots__ = ("_differences", "images", "name", "version")
+
+    def __init__(self, name: str, version: str) -> None:
+        self.name = name
+        self.version = version
+        self.images: dict[str, int] = {}
+        self._differences = Histograms(_DIFFERENCES, 1)
+
+    def image_done(self, outcome: str, count: int = 1) -> None:
+        """Images ended: same, different, refused (not copied) or failed."""
+        self.images[outcome] = self.images.get(outcome, 0) + count
+
+    def differed(self, difference: float) -> None:
+        """An image was answered by both, so far apart."""
+        self._differences.observe((difference,))
+
+    def histograms(self, _name: str) -> Iterator[tuple[tuple[str, ...], tuple[list[tuple[str, float]], float]]]:
+        """As ModelMetrics.histograms; there is one."""
+        yield (self.name, self.version), self._differences.buckets(0)
+
+
 Sample = tuple[str, tuple[str, ...], float]
 """(metric name, label values, value) of a gauge or counter that is read off some structure at scrape time."""
 
@@ -183,6 +210,8 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.models: dict[int, ModelMetrics] = {}
         """By line index. Lines of one name and version, as there are while one is reloaded, share theirs."""
+        self.shadows: dict[tuple[str, str], ShadowMetrics] = {}
+        """By the version that answers (model/version) and its shadow (version)."""
         self.probes: list[Callable[[], Iterable[Sample]]] = []
         self.refusals: dict[str, int] = {}
         self.loop_lag_s = 0.0
@@ -203,6 +232,13 @@ class Metrics(Collector):
         """Each model once."""
         return list(dict.fromkeys(self.models.values()))
 
+    def shadow(self, name: str, version: str) -> ShadowMetrics:
+        """What is counted of `name` (model/version) and its shadow `version`, which outlives both."""
+        found = self.shadows.get((name, version))
+        if found is None:
+            found = self.shadows[name, version] = ShadowMetrics(name, version)
+        return found
+
     def expose(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self._registry)
@@ -221,8 +257,9 @@ class Metrics(Collector):
         for row in TABLE:
             if row.kind == "histogram":
                 histogram = HistogramMetricFamily(row.name, row.help, labels=row.labels)
-                for model in self._counted():
-                    for labels, (buckets, total) in model.histograms(row.name):
+                sources = self.shadows.values() if row.name == "penstock_shadow_difference" else self._counted()
+                for source in sources:
+                    for labels, (buckets, total) in source.histograms(row.name):
                         histogram.add_metric(labels, buckets, total)
                 yield histogram
                 continue
@@ -243,6 +280,9 @@ class Metrics(Collector):
             for code, count in model.images.items():
                 yield "penstock_images", (model.name, code), count
             yield "penstock_client_closed", (model.name,), model.client_closed
+        for shadow in self.shadows.values():
+            for outcome, count in shadow.images.items():
+                yield "penstock_shadow_images", (shadow.name, shadow.version, outcome), count
         for code, count in self.refusals.items():
             yield "penstock_refusals", (code,), count
         yield "penstock_loop_lag_seconds", (), self.loop_lag_s

@@ -109,7 +109,8 @@ def test_metrics_hold_every_row_of_the_table_and_nothing_else(plain):
         family = families[row.name]
         assert (family.type, family.documentation) == (row.kind, row.help)
         assert row.kind in TYPES
-        assert family.samples, f"{row.name} has no sample after a request"
+        if not row.name.startswith("penstock_shadow_"):  # there is none here
+            assert family.samples, f"{row.name} has no sample after a request"
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == set(row.labels)
 

@@ -105,6 +105,21 @@ def test_every_count_is_where_its_row_says():
         assert found["penstock_stage_seconds_count", "cats/1", stage] == 1
 
 
+def test_a_shadow_is_counted_under_both_versions():
+    made = Metrics()
+    made.shadow("cats/1", "2").image_done("same", 2)
+    made.shadow("cats/1", "2").image_done("same")
+    made.shadow("cats/1", "2").differed(0.03)
+    made.shadow("cats/1", "3").image_done("refused")
+    found = samples(made)
+    assert found["penstock_shadow_images_total", "cats/1", "same", "2"] == 3
+    assert found["penstock_shadow_images_total", "cats/1", "refused", "3"] == 1
+    assert found["penstock_shadow_difference_sum", "cats/1", "2"] == pytest.approx(0.03)
+    assert found["penstock_shadow_difference_bucket", "0.01", "cats/1", "2"] == 0
+    assert found["penstock_shadow_difference_bucket", "0.05", "cats/1", "2"] == 1
+    assert found["penstock_shadow_difference_count", "cats/1", "3"] == 0
+
+
 def test_an_odd_name_is_escaped_and_comes_back():
     assert samples(counted())["penstock_client_closed_total", 'odd"\\\n/2'] == 0
 
