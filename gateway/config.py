@@ -119,6 +119,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 10.0
     header_line_size_max: Annotated[int, noted("bytes", "The request line, and each header.", ge=256, le=65_536)] = 8190
     header_count_max: Annotated[int, noted("headers", "Headers of one request.", ge=8, le=1024)] = 128
+    lazy_wait_s: Annotated[
+        float, noted("s", "Time a request waits, at most, for its lazy model to be loaded.", ge=0, le=600)
+    ] = 10.0
     connections_max: Annotated[int, noted("connections", "Open connections.", ge=1, le=1_000_000)] = 2048
     drain_timeout_s: Annotated[
         float, noted("s", "Longest from SIGTERM until what is not answered is refused.", ge=0, le=3600)

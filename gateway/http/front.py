@@ -199,12 +199,13 @@ class Front:
             "openapi.json": status.openapi,
         }
         self._limiter = _limiter(settings)
-        self._predict = Predict(
+        self.predict = Predict(
             driver,
             BodyReader(driver.core, driver.memory.bodies_view, settings),
             limiter=self._limiter,
             identity=Identity(settings, self._limiter),
             refuse=self._refuse,
+            lazy_wait_s=settings.lazy_wait_s,
         )
         self._id_prefix = secrets.token_hex(4)
         self._ids = itertools.count(1)
@@ -322,10 +323,10 @@ class Front:
         match segments:
             case ["predictions", name] if name:
                 _allow(request, "POST")
-                return await self._predict.answer(request, name, "", request_id, received_ns)
+                return await self.predict.answer(request, name, "", request_id, received_ns)
             case ["predictions", name, version] if name and version:
                 _allow(request, "POST")
-                return await self._predict.answer(request, name, version, request_id, received_ns)
+                return await self.predict.answer(request, name, version, request_id, received_ns)
             case ["models", name] if name:
                 _allow(request, "GET")
                 return self._status.model(name, request_id)

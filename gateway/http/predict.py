@@ -10,10 +10,13 @@ from gateway import errors
 from gateway.http import payloads, responses
 from gateway.http.ratelimit import header_text
 from gateway.http.responses import Reply
+from gateway.http.shadow import Shadows
+from gateway.lifecycle.routes import Absent, Lazy, Split, Standing, build
+from gateway.scheduling.line import Line
 from gateway.scheduling.ticket import TENSOR, Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from aiohttp import web
 
@@ -22,12 +25,24 @@ if TYPE_CHECKING:
     from gateway.http.bodies import BodyReader
     from gateway.http.identity import Identity
     from gateway.http.payloads import Query
+    from gateway.lifecycle.routes import Routes
     from gateway.scheduling.limiter import Claim, Limiter
-    from gateway.scheduling.line import Line
     from shm.wire import Encoding
 
     Refuse = Callable[[errors.Refusal, str, str], Reply]
     """Count a refusal and put it into words, for a request id, with further headers."""
+
+    WaitLoaded = Callable[[str, int, int], Awaitable[None]]
+    """Have a lazy (name, version) loaded and routed to, until a time in ns. Raises Refusal."""
+
+ROUTE_KEY = "X-Route-Key"
+"""Header by which a client's requests stay with one version while weights divide them."""
+
+ROUTE_KEY_SIZE_MAX = 256
+"""Bytes."""
+
+LOADS_MAX = 2
+"""Lazy versions that one request waits for: its own, and one that took its place meanwhile."""
 
 _PRIORITIES = {None: Priority.REALTIME, "realtime": Priority.REALTIME, "batch": Priority.BATCH}
 _NOTHING_ASKED = payloads.Parameters()
@@ -38,9 +53,9 @@ _OVERLOAD = (*_NO_ROOM, errors.DeadlineExceeded, errors.ModelNotReady)
 
 
 class Served:
-    """One model as the handler needs it, looked up once."""
+    """One model as the handler needs it, looked up once. `shadow`: what gets copies of which share of its requests."""
 
-    __slots__ = ("contract", "counts", "labels", "limits", "line", "memory", "name", "version")
+    __slots__ = ("contract", "counts", "labels", "limits", "line", "memory", "name", "shadow", "version")
 
     def __init__(self, driver: Driver, line: Line) -> None:
         model = driver.models[line.index]
@@ -52,6 +67,7 @@ class Served:
         self.limits = model.contract.limits
         self.memory = driver.memory.models[line.index]
         self.counts = driver.metrics.models[line.index]
+        self.shadow: tuple[Served, float] | None = None
 
     def deadline_ns(self, received_ns: int, asked_ms: float | None, priority: Priority) -> int:
         """The absolute deadline. Raises BadRequest when the client asks for more than the model allows."""
@@ -93,22 +109,40 @@ class Served:
 class _Asked:
     """One request, as far as its head says. Raises BadRequest, UnsupportedMediaType."""
 
-    __slots__ = ("content_type", "read_payload", "received_ns", "request", "request_id", "url")
+    __slots__ = ("content_type", "name", "read_payload", "received_ns", "request", "request_id", "url", "version")
 
-    def __init__(self, request: web.BaseRequest, request_id: str, received_ns: int) -> None:
+    def __init__(self, request: web.BaseRequest, name: str, version: str, request_id: str, received_ns: int) -> None:
         self.request = request
+        self.name = name
+        self.version = version
         self.request_id = request_id
         self.received_ns = received_ns
         self.url = payloads.read_parameters(request.query) if "?" in request.raw_path else _NOTHING_ASKED
         self.content_type = request.headers.get("Content-Type", "")
         self.read_payload = payloads.choose(self.content_type)
+        key = request.headers.get(ROUTE_KEY)
+        if key and len(key.encode("utf-8", "surrogateescape")) > ROUTE_KEY_SIZE_MAX:
+            raise errors.BadRequest(f"{ROUTE_KEY} is over {ROUTE_KEY_SIZE_MAX} bytes; send a shorter one")
+
+
+async def _never_loaded(name: str, version: int, until_ns: int) -> None:
+    """Nobody loads anything here. Raises ModelNotReady."""
+    del version, until_ns
+    raise Absent.LOADING.refusal(name)
 
 
 class Predict:
-    """The predictions handler. Its state is the map of names to models, fixed at start."""
+    """The predictions handler. Its state is the table of routes, which is replaced as a whole."""
 
     def __init__(
-        self, driver: Driver, reader: BodyReader, *, limiter: Limiter, identity: Identity, refuse: Refuse
+        self,
+        driver: Driver,
+        reader: BodyReader,
+        *,
+        limiter: Limiter,
+        identity: Identity,
+        refuse: Refuse,
+        lazy_wait_s: float,
     ) -> None:
         self._driver = driver
         self._core = driver.core
@@ -117,27 +151,52 @@ class Predict:
         self._identity = identity
         self._refuse = refuse
         self._bodies_view = driver.memory.bodies_view
-        self._served: dict[tuple[str, str], Served] = {}
+        self._lazy_wait_ns = int(lazy_wait_s * 1e9)
+        self._shadows = Shadows(driver)
+        self.wait_loaded: WaitLoaded = _never_loaded
+        standings: dict[str, dict[int, Line]] = {}
         for line in driver.core.lines:
-            served = Served(driver, line)
-            self._served[served.name, str(served.version)] = served
-            # The repository lists versions in ascending order, so the last one is the default.
-            self._served[served.name, ""] = served
+            model = driver.models[line.index]
+            standings.setdefault(model.name, {})[model.version] = line
+        self.routes = build({name: Standing(served=lines) for name, lines in standings.items()})
+
+    @property
+    def routes(self) -> Routes:
+        """Who answers what. Set anew with every change; a request goes by the table that it finds."""
+        return self._routes
+
+    @routes.setter
+    def routes(self, table: Routes) -> None:
+        known: dict[int, Served] = {}
+
+        def served(line: Line) -> Served:
+            if line.index not in known:
+                known[line.index] = Served(self._driver, line)
+            return known[line.index]
+
+        found: dict[tuple[str, str], Served | Lazy | Split | Absent] = {
+            key: served(entry) if isinstance(entry, Line) else entry for key, entry in table.entries.items()
+        }
+        for (name, version), copies in table.shadows.items():
+            original = found[name, str(version)]
+            if isinstance(original, Served):  # A lazy one has no requests to copy.
+                original.shadow = served(copies.line), copies.share
+        self._table, self._routes = found, table
 
     async def answer(
         self, request: web.BaseRequest, name: str, version: str, request_id: str, received_ns: int
     ) -> Reply:
         """Answer one request, there since `received_ns`.
 
-        Raises: UnknownModel; CancelledError when the client left.
+        Raises: UnknownModel, ModelNotReady; CancelledError when the client left.
         """
-        served = self._served.get((name, version))
-        if served is None:
-            raise self._unknown(name, version)
+        served = self._table.get((name, version))
+        if type(served) is not Served:
+            served = await self._find(request, name, version, request_id, received_ns)
         counts = served.counts
         client = claim = None
         try:
-            asked = _Asked(request, request_id, received_ns)
+            asked = _Asked(request, name, version, request_id, received_ns)
             priority = _PRIORITIES[asked.url.priority]
             deadline_ns = served.deadline_ns(received_ns, asked.url.deadline_ms, priority)
             now_ns = time.monotonic_ns()
@@ -166,7 +225,7 @@ class Predict:
 
     async def _serve(self, served: Served, asked: _Asked, claim: Claim, deadline_ns: int) -> Reply:
         """From an accepted head to the answer. Raises Refusal."""
-        call, query, read_ns = await self._accept(served, asked, claim, deadline_ns)
+        served, call, query, read_ns = await self._accept(served, asked, claim, deadline_ns)
         try:
             await call.answered
         except BaseException:
@@ -184,9 +243,12 @@ class Predict:
         served.counts.request_done(read_ns - asked.received_ns, end_ns - done_ns, end_ns - asked.received_ns)
         return reply
 
-    async def _accept(self, served: Served, asked: _Asked, claim: Claim, deadline_ns: int) -> tuple[Call, Query, int]:
-        """Read the body and hand its images to the core: (call, query, when the body was here). Raises Refusal.
+    async def _accept(
+        self, served: Served, asked: _Asked, claim: Claim, deadline_ns: int
+    ) -> tuple[Served, Call, Query, int]:
+        """Read the body and hand its images to the core: (who answers, call, query, when the body was here).
 
+        Raises: Refusal.
         Where overload refuses, the client's rate is as if it had not asked. A bad body costs its image all the same.
         """
         ours: tuple[type[errors.Refusal], ...] = _OVERLOAD
@@ -202,6 +264,8 @@ class Predict:
             read_ns = time.monotonic_ns()
             ours = _OVERLOAD
             try:
+                if served.line.closed:  # Its version was loaded anew, or another one took its place, meanwhile.
+                    served = await self._find_again(asked)
                 region = body.region
                 query = asked.read_payload(
                     self._bodies_view[region.offset : region.offset + region.size], served.limits.images_max
@@ -216,6 +280,8 @@ class Predict:
                 call = self._driver.submit(
                     served.line, body, parts, priority=priority, deadline_ns=deadline_ns, top_k=top_k, client=whose
                 )
+                if served.shadow is not None:
+                    self._shadows.follow(served, call, body, query)
             finally:
                 body.release()
         except errors.Refusal as refusal:
@@ -223,10 +289,48 @@ class Predict:
                 self._limiter.revoke(claim)
             raise
         self._limiter.accept(claim, len(parts))
-        return call, query, read_ns
+        return served, call, query, read_ns
+
+    # -- routes --------------------------------------------------------------------------------------------------
+
+    async def _find(
+        self, request: web.BaseRequest, name: str, version: str, request_id: str, received_ns: int
+    ) -> Served:
+        """Who answers a request that no single version stands ready for. Raises UnknownModel, ModelNotReady.
+
+        A lazy version is loaded for whoever may ask at all.
+        """
+        for turn in range(LOADS_MAX + 1):
+            entry = self._table.get((name, version))
+            if isinstance(entry, Split):
+                entry = self._table[name, str(entry.choose(request.headers.get(ROUTE_KEY) or request_id))]
+            if isinstance(entry, Served):
+                return entry
+            if entry is None:
+                raise self._unknown(name, version)
+            if isinstance(entry, Absent):
+                raise entry.refusal(name)
+            if turn < LOADS_MAX:
+                assert isinstance(entry, Lazy)
+                self._identity.client(request, time.monotonic_ns())
+                await self.wait_loaded(name, entry.version, self._patience_ns(request, received_ns))
+        raise Absent.LOADING.refusal(name)
+
+    async def _find_again(self, asked: _Asked) -> Served:
+        """Who answers instead of a line that closed while the body came. Raises UnknownModel, ModelNotReady."""
+        served = await self._find(asked.request, asked.name, asked.version, asked.request_id, asked.received_ns)
+        if served.line.closed:
+            raise Absent.LOADING.refusal(asked.name)
+        return served
+
+    def _patience_ns(self, request: web.BaseRequest, received_ns: int) -> int:
+        """Until when a request waits for its model to be loaded. Raises BadRequest."""
+        url = payloads.read_parameters(request.query) if "?" in request.raw_path else _NOTHING_ASKED
+        own_ns = self._lazy_wait_ns if url.deadline_ms is None else int(url.deadline_ms * 1e6)
+        return received_ns + min(own_ns, self._lazy_wait_ns)
 
     def _unknown(self, name: str, version: str) -> errors.UnknownModel:
-        if version and (name, "") in self._served:
+        if version and (name, "") in self._table:
             return errors.UnknownModel("there is no such version of this model; see /models")
         return errors.UnknownModel("there is no such model; see /models")
 
