@@ -1,0 +1,202 @@
+"""Which version answers, over real processes: default, aliases, weights by key, and shadows that do no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from gateway.lifecycle.desired import Shadow, Want
+from tests.support.gateways import (
+    CRASH,
+    ROOT,
+    Gateway,
+    assert_problem,
+    digest,
+    pixels,
+    png,
+    wait_until,
+    write_model,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+
+class Routed(Gateway):
+    """A gateway whose wants can be changed."""
+
+    file: Path
+
+    def want(self, **wants: Want) -> None:
+        """Have these wants, and no others, from now on."""
+        content = msgspec.json.encode(wants)
+        self.file.write_bytes(content)
+        self.process.send_signal(signal.SIGUSR1)
+        read = self.file.with_suffix(".read")
+        wait_until(lambda: read.read_bytes() == content, "the wants are read")
+
+    def shadowed(self, original: str = "m/1", version: str = "2") -> dict[str, int]:
+        """Images of copies by outcome."""
+        return {
+            key[2]: int(value)
+            for key, value in self.metrics().items()
+            if key[0] == "penstock_shadow_images_total" and (key[1], key[3]) == (original, version)
+        }
+
+    def worker_deaths(self) -> int:
+        return int(self.metric("penstock_child_restarts_total", "0", "worker"))
+
+
+@contextlib.contextmanager
+def routed(root: Path, **settings: object) -> Iterator[Routed]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+    environ |= {f"PENSTOCK_{name.upper()}": str(value) for name, value in settings.items()}
+    file, log = root.parent / "wants.json", root.parent / "log"
+    file.write_bytes(b"{}")
+    command = [sys.executable, "-m", "tests.support.routed", str(root), str(file)]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, cwd=ROOT, env=environ, stderr=stderr, stdout=subprocess.DEVNULL)
+    try:
+        running = Routed(process, log)
+        running.file = file
+        running.wait_ready()
+        yield running
+    finally:
+        for _ in range(2):  # the second one ends the drain
+            process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """`m`: version 1 and 2 say the same, 3 says something else."""
+    root = tmp_path_factory.mktemp("three") / "models"
+    write_model(root, "m", 1)
+    write_model(root, "m", 2)
+    write_model(root, "m", 3, fake={"digest": False})
+    write_model(root, "n", 1, output={"task": "raw"})
+    write_model(root, "n", 2, output={"task": "raw"})
+    with routed(root, decoders=2) as running:
+        yield running
+
+
+def test_default_and_aliases(three):
+    three.want(m=Want(default=2, aliases={"stable": 1}))
+    assert three.predict(png(1)).document["version"] == 2
+    assert three.predict(png(1), "m/stable").document["version"] == 1
+    assert three.predict(png(1), "m/3").document["version"] == 3
+    assert_problem(three.predict(png(1), "m/next"), 404, "unknown_model")
+    three.want()
+    assert three.predict(png(1)).document["version"] == 3
+    assert_problem(three.predict(png(1), "m/stable"), 404, "unknown_model")
+
+
+def test_keys_stay_while_weights_stay_and_move_to_what_was_raised(three):
+    three.want(m=Want(weights={1: 1.0, 2: 1.0}))
+    with three.connect() as connection:
+
+        def versions() -> list[int]:
+            return [
+                connection.ask("POST", "/predictions/m", png(1), X_Route_Key=f"user-{number}").document["version"]
+                for number in range(40)
+            ]
+
+        before = versions()
+        assert versions() == before
+        assert min(Counter(before).values()) > 8
+        three.want(m=Want(weights={1: 1.0, 2: 3.0}))
+        after = versions()
+    moved = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert moved
+    assert set(moved) == {(1, 2)}
+
+
+def test_requests_are_counted_under_the_version_that_answered(three):
+    three.want(m=Want(weights={1: 1.0, 2: 1.0}))
+    before = {version: three.metric("penstock_requests_total", "ok", f"m/{version}") for version in (1, 2)}
+    found = Counter(three.predict(png(1), X_Route_Key=str(key)).document["version"] for key in range(10))
+    assert len(found) == 2
+    for version, count in found.items():
+        assert three.metric("penstock_requests_total", "ok", f"m/{version}") == before[version] + count
+
+
+@pytest.mark.parametrize(("version", "outcome"), [(2, "same"), (3, "different")])
+def test_a_shadow_is_compared_and_not_returned(three, version, outcome):
+    three.want(m=Want(default=1, shadow=Shadow(version)))
+    before = three.shadowed(version=str(version))
+    answered = three.metric("penstock_requests_total", "ok", f"m/{version}")
+    for seed in range(5):
+        answer = three.predict(png(seed))
+        assert (answer.document["version"], answer.top) == (1, digest(pixels(seed)))
+    key = ("penstock_shadow_images_total", "m/1", outcome, str(version))
+    wait_until(lambda: three.metric(*key) == before.get(outcome, 0) + 5, "five copies are compared")
+    assert three.shadowed(version=str(version)).keys() == {outcome}
+    assert three.metric("penstock_shadow_difference_count", "m/1", str(version)) >= 5
+    assert three.metric("penstock_requests_total", "ok", f"m/{version}") == answered, "nobody asked it"
+    three.wait_idle(f"m/{version}")
+
+
+def test_raw_outputs_are_compared(three):
+    three.want(n=Want(default=1, shadow=Shadow(2)))
+    assert three.predict(png(1), "n").document["version"] == 1
+    wait_until(lambda: three.shadowed("n/1"), "the copy is compared")
+    assert three.shadowed("n/1") == {"same": 1}
+    assert three.metric("penstock_shadow_difference_sum", "n/1", "2") == 0.0
+
+
+def test_several_images_of_which_one_is_none(three):
+    three.want(m=Want(default=1, shadow=Shadow(2)))
+    before = three.shadowed().get("same", 0)
+    body = msgspec.json.encode({"images": [png(1), b"no image", png(2)]})
+    answer = three.predict(body, Content_Type="application/json")
+    assert answer.tops == [digest(pixels(1)), "unsupported_media_type", digest(pixels(2))]
+    wait_until(lambda: three.shadowed().get("same", 0) == before + 2, "two copies are compared")
+
+
+def test_a_shadow_that_crashes_costs_no_answer(tmp_path):
+    root = tmp_path / "models"
+    write_model(root, "m", 1)
+    write_model(root, "m", 2, special=True)
+    with routed(root, decoders=2) as house:
+        house.want(m=Want(default=1, shadow=Shadow(2)))
+        with house.connect() as connection:
+            for seed in range(30):
+                first = CRASH if seed % 3 == 0 else (1, 2, 3)
+                answer = connection.ask("POST", "/predictions/m", png(seed, first))
+                assert (answer.status, answer.document["version"]) == (200, 1), answer.body
+                assert answer.top == digest(pixels(seed, first))
+        wait_until(lambda: house.events("shadow_rests"), "the shadow rests")
+        house.wait_ready()
+        assert house.worker_deaths() <= 2
+        found = house.shadowed()
+        assert found["failed"] >= 1
+        assert found["refused"] >= 1
+        assert sum(found.values()) == 30, "every copy is counted once"
+        house.wait_idle("m/1")
+        house.wait_idle("m/2")
+
+
+def test_a_shadow_that_is_slow_fills_nothing_but_its_own_bounds(tmp_path):
+    root = tmp_path / "models"
+    write_model(root, "m", 1)
+    write_model(root, "m", 2, batching={"sizes": [1]}, fake={"base_ms": 50.0})
+    with routed(root, decoders=2, bodies_size_max=2 << 20, body_size_max=1 << 20) as house:
+        house.want(m=Want(default=1, shadow=Shadow(2)))
+        with house.connect() as connection:
+            for seed in range(200):
+                answer = connection.ask("POST", "/predictions/m", png(seed))
+                assert (answer.status, answer.top) == (200, digest(pixels(seed))), answer.body
+        wait_until(lambda: sum(house.shadowed().values()) == 200, "every copy is compared or refused")
+        assert house.shadowed().get("failed", 0) == 0
+        house.wait_idle("m/2")
