@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gateway import __version__, errors
 from gateway.http import payloads, responses
 from gateway.http.payloads.query import DEADLINE_MS_MAX, TOP_K_MAX
+from gateway.http.predict import ROUTE_KEY, ROUTE_KEY_SIZE_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,6 +27,12 @@ _RETRY_AFTER = {"description": "Seconds after which to try again.", "schema": {"
 _REQUEST_ID = {
     "description": "The request's own X-Request-Id when it is sane, else a fresh one.",
     "schema": {"type": "string"},
+}
+_ROUTE_KEY = {
+    "name": ROUTE_KEY,
+    "in": "header",
+    "description": "Requests with one key go to one version, while weights divide a model's requests among several.",
+    "schema": {"type": "string", "maxLength": ROUTE_KEY_SIZE_MAX},
 }
 _RATE_LIMIT = {
     "description": "What is left of the client's limit, where it has one: r images; all of it in t seconds.",
@@ -110,7 +117,12 @@ def _predict(models: Sequence[ModelVersion], *, with_version: bool) -> Schema:
     parameters = [_path("model", "A model's name.", _names(models)), *_query_parameters()]
     if with_version:
         versions = sorted({model.version for model in models})
-        parameters.insert(1, _path("version", "One of the model's versions.", [str(version) for version in versions]))
+        # No enum: aliases are names too, and come and go.
+        named = _path("version", "One of the model's versions, or an alias of one.", [])
+        named["schema"]["examples"] = [str(version) for version in versions]
+        parameters.insert(1, named)
+    else:
+        parameters.append(_ROUTE_KEY)
     answer = {"schema": _ref("Answer")}
     return {
         "operationId": "predict_version" if with_version else "predict",

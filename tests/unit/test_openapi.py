@@ -65,7 +65,7 @@ def test_predictions_take_every_body_and_parameter(document):
     assert set(operation["requestBody"]["content"]) == set(payloads.MEDIA_TYPES)
     by_name = {parameter["name"]: parameter for parameter in operation["parameters"]}
     assert by_name["model"]["schema"]["enum"] == ["cats", "dogs"]
-    assert by_name["version"]["schema"]["enum"] == ["1", "2", "3"]
+    assert by_name["version"]["schema"]["examples"] == ["1", "2", "3"]
     assert {name for name, found in by_name.items() if found["in"] == "query"} == set(payloads.Parameters._fields)
 
 
