@@ -221,9 +221,11 @@ class Driver:
         deadline_ns: int,
         top_k: int,
         client: Hashable = None,
+        expendable: bool = False,
     ) -> Call:
         """Hand one request's images to the core. `parts`: (offset in the bodies segment, size, encoding or TENSOR).
 
+        `expendable`: they are given up with the first worker that dies of them.
         Raises: Overloaded, Draining.
         """
         tickets = self.core.submit(
@@ -235,6 +237,7 @@ class Driver:
             top_k=top_k,
             now_ns=time.monotonic_ns(),
             client=client,
+            expendable=expendable,
         )
         self._ask_pump()
         return Call(tickets, self._loop.create_future())

@@ -47,7 +47,7 @@ times in 60 s before it is given up.
 """
 
 DEADLY = (errors.WorkerLost,)
-"""Outcomes that say, or may say, that the shadow killed its worker."""
+"""Outcomes that say that a worker died of a copy: by it, as far as can be told."""
 
 
 class _Rest:
@@ -174,6 +174,7 @@ class Shadows:
             priority=Priority.BATCH,
             deadline_ns=shadow.deadline_ns(now_ns, None, Priority.BATCH),
             top_k=shadow.top_k(None),
+            expendable=True,
         )
 
     def _can_decode(self, size: int) -> bool:

@@ -211,6 +211,9 @@ class Crew:
             if ticket.stage is _ENDED:
                 free_slot(ticket)
                 continue
+            if ticket.expendable:
+                self._ledger.finish(ticket, refusals.not_again(), returned=True)
+                continue
             verdict = self.blame.strike(ticket, crashed=crashed)
             if verdict is Verdict.AGAIN:
                 self._requeue(ticket, now_ns)

@@ -127,6 +127,11 @@ def lost() -> errors.WorkerLost:
     return errors.WorkerLost("the workers that ran this image kept being killed; try again later")
 
 
+def not_again() -> errors.WorkerLost:
+    """A worker died of an image that is worth no second one."""
+    return errors.WorkerLost("a worker died while it ran this image, which is not run again")
+
+
 def poisoned() -> errors.Poisoned:
     """Two workers crashed or hung on it."""
     return errors.Poisoned("this image crashes the model; it is refused for ten minutes")

@@ -159,10 +159,12 @@ class Scheduler:
         top_k: int,
         now_ns: int,
         client: Hashable = None,
+        expendable: bool = False,
     ) -> list[Ticket]:
         """Accept one request's images, all or none: (offset in the segment, size, encoding or TENSOR) each.
 
-        Every ticket holds the body; the caller's own hold stays the caller's.
+        Every ticket holds the body; the caller's own hold stays the caller's. `expendable`: images that are given up
+        with the first worker that dies of them, and teach nothing about how long decoding takes.
         Raises: Draining, ModelNotReady, DeadlineExceeded, Overloaded, PayloadTooLarge.
         """
         now_ns = self._at(now_ns)
@@ -179,8 +181,9 @@ class Scheduler:
             ticket = Ticket(
                 self._number, line, body, offset, size, encoding, priority, deadline_ns, promise.due_ns, top_k, now_ns
             )
-            ticket.expected_ns = promise.ready_ns
+            ticket.expected_ns = 0 if expendable else promise.ready_ns
             ticket.client = client
+            ticket.expendable = expendable
             self._ledger.accept(ticket)
             tickets.append(ticket)
         line.pace.accepted(len(tickets))

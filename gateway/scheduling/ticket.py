@@ -73,7 +73,7 @@ class Ticket:
 
     `deadline_ns` is the client's; `due_ns` is when it is planned to be done, a margin earlier: the order of service.
     `expected_ns` is when it was to be decoded. `deaths` counts workers that died or hung while they ran it, `crashes`
-    those of them that did it by themselves; from the first one on it runs alone.
+    those of them that did it by themselves; from the first one on it runs alone. `expendable`: nobody waits for it.
     """
 
     __slots__ = (
@@ -90,6 +90,7 @@ class Ticket:
         "due_ns",
         "encoding",
         "expected_ns",
+        "expendable",
         "line",
         "number",
         "offset",
@@ -135,6 +136,7 @@ class Ticket:
         self.runs = 0
         self.deaths = self.crashes = 0
         self.client: Hashable = None
+        self.expendable = False
         self.cost_ns = 0
         self.submitted_ns = now_ns
         self.expected_ns = 0

@@ -62,7 +62,8 @@ class Room:
         self.shadow = Version(2, **of_shadow)
         self.original = Version(1, (self.shadow, share))
 
-    def submit(self, line, body, parts, *, priority, deadline_ns, top_k):
+    def submit(self, line, body, parts, *, priority, deadline_ns, top_k, expendable):
+        assert expendable
         if self.refuse is not None:
             raise self.refuse
         assert (priority, deadline_ns, top_k) == (Priority.BATCH, self.now_ns + 60_000 * MS, 5)
