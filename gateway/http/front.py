@@ -189,7 +189,7 @@ class Front:
 
     def __init__(self, driver: Driver, settings: Settings) -> None:
         self._driver = driver
-        self._status = status = Status(driver)
+        self._status = status = Status(driver, lambda: self.predict.routes)
         self._header_timeout_s = settings.header_timeout_s
         self._pages = {
             "livez": status.livez,

@@ -12,16 +12,20 @@ from gateway.http.responses import Reply
 from gateway.models.repository import describe
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.driver import Driver
+    from gateway.lifecycle.routes import Routes
     from gateway.models.repository import ModelVersion
     from gateway.scheduling.line import Line
 
 
 class Status:
-    """Answers from what the driver knows."""
+    """Answers from what the driver knows, and from the routes of the moment."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, routes: Callable[[], Routes]) -> None:
         self._driver = driver
+        self._routes = routes
         self.draining = False
         """Whether the gateway is going down. It goes on serving, but nobody new is to be sent here."""
 
@@ -50,8 +54,7 @@ class Status:
         """Every model with its versions and states."""
         found: dict[str, dict[str, Any]] = {}
         for index, model in self._served():
-            entry = found.setdefault(model.name, {"name": model.name, "default_version": 0, "versions": []})
-            entry["default_version"] = model.version
+            entry = found.setdefault(model.name, {**self._routed(model.name), "versions": []})
             entry["versions"].append({"version": model.version, **self._state(index)})
         return _json({"models": list(found.values())}, request_id)
 
@@ -73,7 +76,13 @@ class Status:
                 )
         if not versions:
             raise errors.UnknownModel("there is no such model; see /models")
-        return _json({"name": name, "default_version": versions[-1]["version"], "versions": versions}, request_id)
+        return _json({**self._routed(name), "versions": versions}, request_id)
+
+    def _routed(self, name: str) -> dict[str, Any]:
+        """A model's default version, None while none answers; and what an operator wants and cannot have now."""
+        routes = self._routes()
+        notes = {"notes": list(routes.reports[name])} if name in routes.reports else {}
+        return {"name": name, "default_version": routes.defaults.get(name), **notes}
 
     def openapi(self, request_id: str) -> Reply:
         """The OpenAPI document of this gateway."""

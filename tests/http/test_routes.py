@@ -103,6 +103,17 @@ def test_default_and_aliases(three):
     assert_problem(three.predict(png(1), "m/stable"), 404, "unknown_model")
 
 
+def test_the_pages_say_which_version_is_the_default_and_what_cannot_be(three):
+    three.want(m=Want(default=2, aliases={"next": 9}))
+    (found,) = [model for model in three.ask("GET", "/models").document["models"] if model["name"] == "m"]
+    assert found["default_version"] == three.ask("GET", "/models/m").document["default_version"] == 2
+    assert found["notes"] == ["alias next names version 9, which is not there"]
+    three.want()
+    found = three.ask("GET", "/models/m").document
+    assert found["default_version"] == 3
+    assert "notes" not in found
+
+
 def test_keys_stay_while_weights_stay_and_move_to_what_was_raised(three):
     three.want(m=Want(weights={1: 1.0, 2: 1.0}))
     with three.connect() as connection:
