@@ -244,6 +244,7 @@ class Front:
 
     def stop_accepting(self) -> None:
         """Close the listener, which others have copies of; connections that exist stay."""
+        self.predict.stop_copying()
         if self._listener is not None:
             self._listener.close()
 

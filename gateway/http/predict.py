@@ -182,6 +182,11 @@ class Predict:
             if isinstance(original, Served):  # A lazy one has no requests to copy.
                 original.shadow = served(copies.line), copies.share
         self._table, self._routes = found, table
+        self._shadows.keep({copies.line.index for copies in table.shadows.values()})
+
+    def stop_copying(self) -> None:
+        """Give up what nobody waits for: the gateway goes down."""
+        self._shadows.stop()
 
     async def answer(
         self, request: web.BaseRequest, name: str, version: str, request_id: str, received_ns: int

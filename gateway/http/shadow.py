@@ -19,7 +19,7 @@ from gateway.http.likeness import compare, remember
 from gateway.scheduling.ticket import TENSOR, Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from gateway.calls import Call
     from gateway.driver import Driver
@@ -97,6 +97,7 @@ class Shadows:
         # No secret hangs on it, and one traffic is copied the same way twice.
         self._draw = draw or random.Random(0).random  # noqa: S311
         self._copies: set[_Copy] = set()
+        self._stopped = False
         self._rests: dict[tuple[str, int], _Rest] = {}
         self.image_count = 0
         self.held_size = 0
@@ -107,7 +108,7 @@ class Shadows:
         """
         assert original.shadow is not None
         shadow, share = original.shadow
-        if self._draw() >= share:
+        if self._stopped or self._draw() >= share:
             return
         copy = _Copy(original, shadow, call, body, query)
         if not self._has_room(copy):
@@ -118,6 +119,25 @@ class Shadows:
         self.image_count += copy.image_count
         self.held_size += body.region.size
         call.answered.add_done_callback(functools.partial(self._original_done, copy))
+
+    def keep(self, line_indexes: Collection[int]) -> None:
+        """The shadows are these lines from now on: copies to others are given up, which would keep a line from
+        becoming empty, and so its worker from going.
+        """
+        self._give_up([copy for copy in self._copies if copy.shadow.line.index not in line_indexes], "refused")
+
+    def stop(self) -> None:
+        """The gateway goes down, and is not to wait for copies."""
+        self._stopped = True
+        self.keep(())
+
+    def _give_up(self, copies: list[_Copy], outcome: str) -> None:
+        """Those that were sent are cancelled. The others end with their original, or when they would be sent."""
+        for copy in copies:
+            if copy.sent:
+                self._driver.abandon(copy.call)
+                self._count(copy, outcome, len(copy.ours))
+                self._end(copy)
 
     def _has_room(self, copy: _Copy) -> bool:
         bodies, size = self._driver.core.bodies, copy.body.region.size
@@ -162,7 +182,7 @@ class Shadows:
         ]
         if not copy.ours:
             raise errors.Refusal("there is nothing to compare with")
-        if now_ns < self._rest(shadow).until_ns:
+        if self._stopped or now_ns < self._rest(shadow).until_ns:
             raise errors.Overloaded("the shadow rests")
         parts = list(itertools.compress(shadow.parts(copy.query, copy.body.region.offset), answered))
         if not self._can_decode(sum(size for _, size, encoding in parts if encoding is not TENSOR)):
@@ -214,10 +234,7 @@ class Shadows:
         rest.until_ns = self._clock() + int(rest.length_s * 1e9)
         _log.warning("shadow_rests", model=f"{shadow.name}/{shadow.version}", seconds=rest.length_s)
         rest.length_s = min(2 * rest.length_s, REST_S_MAX)
-        for copy in [copy for copy in self._copies if copy.sent and copy.shadow.line is shadow.line]:
-            self._driver.abandon(copy.call)
-            self._count(copy, "failed", len(copy.ours))
-            self._end(copy)
+        self._give_up([copy for copy in self._copies if copy.shadow.line is shadow.line], "failed")
 
     def _end(self, copy: _Copy) -> None:
         self._copies.remove(copy)

@@ -34,6 +34,8 @@ class House:
         self.driver = Driver(read, models)
         self.lines = dict(zip(VERSIONS, self.driver.core.lines, strict=True))
         self.asked: list[int] = []
+        self.silent = 0
+        """A version that takes what it is given and says nothing."""
         self.driver.core.precheck = lambda line, *_args, **_named: self.prechecked(self.version(line))
         self.driver.submit = self.submit
         self.front = Front(self.driver, read)
@@ -57,7 +59,7 @@ class House:
         for number, ticket in enumerate(tickets):
             ticket.number = number
         call = Call(tickets, asyncio.get_running_loop().create_future())
-        for ticket in tickets:
+        for ticket in tickets if self.version(line) != self.silent else ():
             asyncio.get_running_loop().call_soon(call.end, ticket, Classes([self.version(line)], [1.0]))
         return call
 
@@ -359,6 +361,28 @@ def test_a_shadow_gets_a_copy_and_the_client_does_not_see_it():
         while house.driver.core.bodies.held_size:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert house.driver.metrics.shadow("m/1", "2").images == {"different": 2}
+
+    story(play)
+
+
+@pytest.mark.parametrize("end", ["routes", "stop"])
+def test_copies_end_with_the_shadow_and_with_the_gateway(end):
+    async def play(house):
+        given_up = []
+        house.driver.abandon = given_up.append
+        house.driver.core.feeder.ready_count = 1
+        house.silent = 2
+        house.route(Want(default=1, shadow=Shadow(2)))
+        assert (await house.ask())[1]["version"] == 1
+        while house.asked != [1, 2]:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert house.driver.core.bodies.held_size
+        if end == "routes":
+            house.route(Want(default=1))
+        else:
+            house.front.stop_accepting()
+        assert len(given_up) == 1
+        assert not house.driver.core.bodies.held_size
 
     story(play)
 

@@ -377,6 +377,38 @@ def test_the_copies_of_other_shadows_go_on():
     story(play)
 
 
+def test_copies_to_what_is_no_shadow_any_more_are_given_up():
+    async def play(room):
+        waiting, sent = room.follow(), room.follow(2)
+        await room.answer(sent, CAT, CAT)
+        room.shadows.keep({2, 5})
+        assert not room.given_up
+        room.shadows.keep({5})
+        assert room.given_up == [room.copied[0][2]]
+        assert room.counts == {"refused": 2}, "it is no fault of the shadow's"
+        room.refuse = errors.ModelNotReady("its line is closed")
+        await room.answer(waiting, CAT)
+        assert room.counts == {"refused": 3}
+        room.assert_idle()
+
+    story(play)
+
+
+def test_a_gateway_that_goes_down_copies_nothing():
+    async def play(room):
+        waiting, sent = room.follow(), room.follow()
+        await room.answer(sent, CAT)
+        room.shadows.stop()
+        assert room.given_up == [room.copied[0][2]]
+        room.follow()
+        await room.answer(waiting, CAT)
+        assert len(room.copied) == 1
+        assert room.counts == {"refused": 2}
+        room.assert_idle()
+
+    story(play)
+
+
 def test_each_death_doubles_the_rest_until_one_is_answered():
     async def play(room):
         async def rest() -> float:
