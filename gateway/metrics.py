@@ -74,7 +74,7 @@ TABLE = (
     Row("penstock_connections", "gauge", (), "Open connections"),
     Row("penstock_loop_lag_seconds", "gauge", (), "How late the event loop's last heartbeat was"),
     Row("penstock_loop_lag_max_seconds", "gauge", (), "How late it was at worst since the last scrape"),
-    Row("penstock_log_lines_dropped", "counter", (), "Log lines dropped: nobody read them fast enough, or the disk was full"),
+    Row("penstock_log_lines_dropped", "counter", (), "Log lines dropped: nobody read them, or the disk was full"),
 )  # fmt: skip
 """Every metric there is. Times are seconds, sizes bytes, as Prometheus wants them."""
 
