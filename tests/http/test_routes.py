@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -21,8 +20,11 @@ from tests.support.gateways import (
     Gateway,
     assert_problem,
     digest,
+    end,
+    environment,
     pixels,
     png,
+    runtime_folder,
     wait_until,
     write_model,
 )
@@ -61,22 +63,19 @@ class Routed(Gateway):
 
 @contextlib.contextmanager
 def routed(root: Path, **settings: object) -> Iterator[Routed]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
-    environ |= {f"PENSTOCK_{name.upper()}": str(value) for name, value in settings.items()}
     file, log = root.parent / "wants.json", root.parent / "log"
     file.write_bytes(b"{}")
     command = [sys.executable, "-m", "tests.support.routed", str(root), str(file)]
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, stderr=stderr, stdout=subprocess.DEVNULL)
-    try:
-        running = Routed(process, log)
-        running.file = file
-        running.wait_ready()
-        yield running
-    finally:
-        for _ in range(2):  # the second one ends the drain
-            process.terminate()
-        process.wait(30)
+    with runtime_folder() as runtime, log.open("wb") as stderr:
+        whole = environment(runtime, **settings)
+        process = subprocess.Popen(command, cwd=ROOT, env=whole, stderr=stderr, stdout=subprocess.DEVNULL)
+        try:
+            running = Routed(process, log, runtime)
+            running.file = file
+            running.wait_ready()
+            yield running
+        finally:
+            end(process)
 
 
 @pytest.fixture(scope="module")
