@@ -309,7 +309,9 @@ def call(path: Path, timeout_s: float) -> Predecessor:
         line.settimeout(CALL_TIMEOUT_S)
         line.connect(os.fspath(path))
         line.send(msgspec.json.encode(Hello(PROTOCOL, __version__, os.getpid(), timeout_s)))
-        frame, fds, _, _ = socket.recv_fds(line, FRAME_SIZE_MAX, FD_COUNT_MAX, socket.MSG_CMSG_CLOEXEC)
+        frame, fds, _, _ = socket.recv_fds(line, FRAME_SIZE_MAX, FD_COUNT_MAX)
+        for fd in fds:
+            os.set_inheritable(fd, False)
         answer = _ANSWERS.decode(frame) if frame else None
         if isinstance(answer, Refused):
             raise InvalidSettings(f"the running gateway was not replaced: {answer.detail}")

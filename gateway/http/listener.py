@@ -75,8 +75,10 @@ class Listener:
             return
         _drop_new(self._bound)
         settled = self._loop.time() + SETTLE_S
-        while (now := self._loop.time()) < end and (now < settled or self._retry is not None):  # noqa: ASYNC110 - once
+        while (now := self._loop.time()) < end and (now < settled or self._pauses):
             await asyncio.sleep(_POLL_S)
+            if self._retry is None:
+                self._accept_some()
         while self._accept_some():
             pass
         self.close()
@@ -104,6 +106,7 @@ class Listener:
             try:
                 connection, _ = self._bound.accept()
             except BlockingIOError:
+                self._pauses = 0
                 return False
             except OSError as error:
                 if error.errno in _EXHAUSTED:

@@ -154,3 +154,98 @@ def test_closing_ends_it_also_in_the_middle_of_a_pause_and_twice(numbers):
             dial(address, 1)
 
     listen(story, numbers=numbers)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_drain_accepts_all_who_have_connected_and_nobody_new(run):
+    async def story(listening, bound, address, made):
+        clients = dial(address, 3 * ACCEPTS_PER_TICK)
+        loop = asyncio.get_running_loop()
+        draining = loop.create_task(listening.drain(loop.time() + 10))
+        await asyncio.sleep(0)
+        with socket.socket() as late:
+            late.settimeout(0.05)
+            with pytest.raises(TimeoutError):  # Neither taken nor refused: it tries again later.
+                late.connect(address)
+        await draining
+        assert bound.fileno() == -1
+        assert len(made) == len(clients)
+        await until(lambda: all(connection.transport for connection in made))
+        for client in clients:
+            client.setblocking(False)
+            assert await loop.sock_recv(client, 5) == b"hello", "nobody was reset"
+        hang_up(clients)
+        await listening.drain(loop.time() + 10)  # Twice does no harm.
+
+    listen(story, run=run)
+
+
+def test_a_drain_waits_for_descriptors_until_its_end(monkeypatch):
+    monkeypatch.setattr(listener, "SETTLE_S", 0.0)
+    monkeypatch.setattr(listener, "RETRY_S", 0.01)
+
+    async def story(listening, bound, address, made):
+        clients = dial(address, 1)
+        loop = asyncio.get_running_loop()
+        await until(lambda: bound.accept_count)
+        await listening.drain(loop.time() + 10)
+        assert len(made) == 1
+        assert bound.accept_count >= 4, "it was tried again"
+        hang_up(clients)
+
+    listen(story, numbers=[errno.EMFILE] * 3)
+
+    async def in_vain(listening, bound, address, made):
+        clients = dial(address, 1)
+        await until(lambda: bound.accept_count)
+        await listening.drain(asyncio.get_running_loop().time() + 0.05)
+        assert not made
+        assert bound.fileno() == -1
+        hang_up(clients)
+
+    listen(in_vain, numbers=[errno.EMFILE] * 1000)
+
+
+def test_where_the_kernel_has_no_filter_a_drain_does_without(monkeypatch):
+    monkeypatch.setattr(listener, "_SO_ATTACH_FILTER", -1)
+
+    async def story(listening, _bound, address, made):
+        clients = dial(address, 5)
+        await listening.drain(asyncio.get_running_loop().time() + 10)
+        assert len(made) == 5
+        hang_up(clients)
+
+    listen(story)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_closing_one_of_two_copies_leaves_the_other_all_who_wait_and_lets_the_loop_rest(run):
+    async def story(listening, bound, address, made):
+        loop = asyncio.get_running_loop()
+        with socket.socket(fileno=socket.dup(bound.fileno())) as copy:
+            listening.close()
+            clients = dial(address, 2)
+            await loop.run_in_executor(None, lambda: None)  # A turn of the loop in which it would be woken.
+            assert not made
+            second: list[Accepted] = []
+            other = Listener(loop, copy, lambda: Accepted(second))
+            await until(lambda: len(second) == 2 and all(connection.transport for connection in second))
+            for connection in second:
+                connection.transport.abort()
+            other.close()
+            hang_up(clients)
+
+    listen(story, run=run)
+
+
+def test_a_pause_and_its_end_are_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(listener, "RETRY_S", 0.001)
+
+    async def story(_listening, _bound, address, made):
+        clients = dial(address, 1)
+        await until(lambda: made)
+        hang_up(clients)
+
+    with caplog.at_level("INFO"):
+        listen(story, numbers=[errno.EMFILE] * 5)
+    assert [record.getMessage() for record in caplog.records] == ["accept_failed", "accept_resumed"]
