@@ -1,145 +1,26 @@
 """The real worker process with a real heritage: what it says at its birth, how it answers, and how it ends."""
 
-import contextlib
 import json
-import os
-import re
-import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
 import zlib
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
-from gpuworker.__main__ import OOM_POINTS
-from shm import failpoints, layout, views, wire
-from shm.heritage import Grant, Heritage, ModelGrant
-from shm.recorder import Recorder
-from shm.segment import Segment
-from shm.wire import ItemStatus, Loaded, LoadFailed, Loading, Ran, Run, WorkerReady
+from shm import layout, wire
+from shm.wire import Loaded, LoadFailed, Loading, Ran, Run, WorkerReady
 from tests.support import graphs
-from tests.support.gateways import wait_until
-
-ROOT = Path(__file__).resolve().parents[2]
-SLOTS = 8
-NEVER_LATE = 1 << 62
-OK, FAILED, LATE = ItemStatus.OK, ItemStatus.FAILED, ItemStatus.LATE
-
-
-class Served:
-    """One model of the harness: its slots as arrays, and what the worker said about it."""
-
-    def __init__(self, index, contract, directory):
-        self.index, self.contract = index, contract
-        size = contract.output.size_max
-        if contract.output.task == "classification":
-            size = contract.output.top_k_max * 8 + layout.SLOT_ALIGN
-        self.input = Segment.create("test-in", layout.stride(int(np.prod(contract.input.shape))) * SLOTS)
-        self.output = Segment.create("test-out", layout.stride(size) * SLOTS)
-        self.readonly = self.input.readonly_fd()
-        self.pixels = views.pixel_rows(self.input.map, contract.input.shape, SLOTS)
-        self._slot_size = layout.stride(size)
-        self.grant = ModelGrant(
-            index=index,
-            name=f"model{index}",
-            version=1,
-            directory=str(directory),
-            contract=msgspec.json.encode(contract).decode(),
-            slot_count=SLOTS,
-            input=Grant(self.readonly, self.input.size, writable=False),
-            output=Grant(self.output.fd, self.output.size, writable=True),
-        )
-
-    def outputs(self, loaded):
-        return views.slot_arrays(self.output.map, loaded.fields, slot_size=self._slot_size, slot_count=SLOTS)
-
-
-class Worker:
-    """A child, its socket and its segments, all of it gone at the end of the test."""
-
-    def __init__(self, models, *, device="cpu", armed=""):
-        self.models = models
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.settimeout(30)
-        self.recorder = Segment.create("test-recorder", layout.RECORDER_SIZE)
-        heritage = Heritage(
-            parent=os.getpid(),
-            socket_fd=theirs.fileno(),
-            recorder=Grant(self.recorder.fd, self.recorder.size, writable=True),
-            models=[model.grant for model in models],
-            device=device,
-        )
-        fd = heritage.bequeath()
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "gpuworker", str(fd)],
-            pass_fds=(fd, *heritage.fds()),
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            env={**os.environ, failpoints.VARIABLE: armed},
-        )
-        os.close(fd)
-        theirs.close()
-
-    def receive(self):
-        try:
-            frame = self.control.recv(wire.FRAME_SIZE_MAX)
-        except ConnectionResetError:  # it died with frames of ours unread, which is said once, before its last words
-            frame = self.control.recv(wire.FRAME_SIZE_MAX)
-        return wire.read_from_worker(frame) if frame else None
-
-    def born(self):
-        """Everything up to and with WorkerReady."""
-        said = [self.receive()]
-        while not isinstance(said[-1], WorkerReady | None):
-            said.append(self.receive())
-        return said
-
-    def send(self, slots, *, model=0, size=None, top_k=1, latest=NEVER_LATE, batch=1):
-        self.control.send(wire.encode(Run(batch, model, size or len(slots), slots, top_k, latest)))
-
-    def run(self, slots, **how):
-        self.send(slots, **how)
-        return self.receive()
-
-    def end(self):
-        """Close the socket; return the exit code and what was logged."""
-        self.control.close()
-        _, log = self.child.communicate(timeout=30)
-        return self.child.returncode, [json.loads(line) for line in log.splitlines()]
-
-    def close(self):
-        self.child.kill()
-        self.child.communicate()
-        self.control.close()
-        self.recorder.close()
-        for model in self.models:
-            os.close(model.readonly)
-            model.input.close()
-            model.output.close()
+from tests.support.worker_process import FAILED, LATE, NEVER_LATE, OK, ROOT, fake, spawning
 
 
 @pytest.fixture
 def spawn():
-    with contextlib.ExitStack() as stack:
-
-        def start(*models, **how):
-            served = [Served(index, contract, directory) for index, (contract, directory) in enumerate(models)]
-            worker = Worker(served, **how)
-            stack.callback(worker.close)
-            return worker
-
+    with spawning() as start:
         yield start
-
-
-def fake(**settings):
-    lines = "\n".join(f"{name} = {str(value).lower()}" for name, value in settings.items())
-    return graphs.contract('backend = "fake"', fake=lines), "/nonexistent"
 
 
 @pytest.mark.slow
@@ -228,153 +109,6 @@ def test_late_failed_and_gone(spawn, tmp_path):
     assert code == 0
     assert [(line["event"], line["batch"]) for line in log] == [("batch_failed", 8)]
     assert "Traceback" in log[0]["traceback"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("pixel", "cause"), [("crash_pixel", signal.SIGSEGV), ("kill_pixel", signal.SIGKILL)])
-def test_death_in_a_batch_names_the_batch(spawn, pixel, cause):
-    worker = spawn(fake(**{pixel: [9, 9, 9]}))
-    worker.born()
-    assert worker.run([0], batch=40).statuses == [OK]
-    worker.models[0].pixels[1] = 9
-    worker.send([0, 1], batch=41)
-    assert worker.receive() is None
-    assert worker.child.wait(30) == -cause
-    assert Recorder(worker.recorder).last() == 41
-
-
-@pytest.mark.slow
-def test_a_crash_leaves_no_core_and_its_worker_goes_before_the_gateway(spawn):
-    own = int(Path("/proc/self/oom_score_adj").read_text())
-    worker = spawn(fake())
-    worker.born()
-    assert resource.prlimit(worker.child.pid, resource.RLIMIT_CORE) == (0, 0)
-    assert int(Path(f"/proc/{worker.child.pid}/oom_score_adj").read_text()) == min(own + OOM_POINTS, 1000)
-
-
-def took_the_signal(worker):
-    """Whether SIGUSR1 is no longer pending, and every thread sleeps: who took it is done with it."""
-    folder = Path(f"/proc/{worker.child.pid}")
-    pending = re.search(r"ShdPnd:\s*(\w+)", (folder / "status").read_text())[1]
-    if int(pending, 16) & 1 << (signal.SIGUSR1 - 1):
-        return False
-    states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in (folder / "task").iterdir()]
-    return set(states) == {"S"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["onnxruntime", "fake"])
-def test_the_signal_ends_the_batch_that_runs_and_no_other(spawn, tmp_path, kind):
-    if kind == "fake":
-        worker = spawn(fake(spin_pixel=[255, 255, 255]))
-    else:
-        worker = spawn((graphs.contract(), graphs.save(graphs.endless(), tmp_path)))
-    worker.born()
-    worker.models[0].pixels[1] = 255
-    for number in range(1, 4):
-        # Between batches: nothing is ended, now or later.
-        worker.child.send_signal(signal.SIGUSR1)
-        wait_until(lambda: took_the_signal(worker), "the signal taken")
-        assert worker.run([0], batch=number * 10).statuses == [OK]
-        worker.send([1], batch=number * 10 + 1)
-        worker.send([0], batch=number * 10 + 2)
-        wait_until(lambda number=number: Recorder(worker.recorder).last() == number * 10 + 1, "the batch begun")
-        # A batch that has just begun is not the one that is meant, so the first signals end nothing.
-        worker.control.settimeout(0.05)
-        ran = None
-        for _ in range(200):
-            worker.child.send_signal(signal.SIGUSR1)
-            with contextlib.suppress(TimeoutError):
-                ran = worker.receive()
-                break
-        worker.control.settimeout(30)
-        assert ran.batch == number * 10 + 1
-        assert ran.statuses == [ItemStatus.INTERRUPTED]
-        assert worker.receive().statuses == [OK]
-    code, log = worker.end()
-    assert code == 0
-    assert [line["event"] for line in log] == ["batch_failed"] * 3
-
-
-@pytest.mark.slow
-def test_a_lost_device_is_told_and_then_the_worker_ends(spawn):
-    worker = spawn(fake(lost_pixel=[9, 9, 9]))
-    worker.born()
-    worker.models[0].pixels[1] = 9
-    worker.send([0, 1], batch=7)
-    worker.send([0], batch=8)
-    assert worker.receive().statuses == [ItemStatus.DEVICE_LOST] * 2
-    assert worker.receive() is None
-    assert worker.child.wait(30) == 75
-    _, log = worker.end()
-    assert [line["event"] for line in log] == ["batch_failed", "device_lost"]
-    assert log[1]["detail"] == "sticky device error: the worker's device failed"
-
-
-@pytest.mark.slow
-def test_a_load_that_does_not_fit_is_refused_and_one_that_crashes_dies(spawn):
-    worker = spawn(fake(load='"no_memory"'), fake(memory_size=64 << 20))
-    said = worker.born()
-    assert [message.detail for message in said if isinstance(message, LoadFailed)] == [
-        "there is not enough memory for this model; make the largest of batching.sizes smaller"
-    ]
-    (loaded,) = [message for message in said if isinstance(message, Loaded)]
-    assert 60 << 20 < loaded.memory_size < 80 << 20
-    assert worker.run([0], model=1).statuses == [OK]
-
-    dying = spawn(fake(load='"crash"'))
-    assert [type(message) for message in dying.born()] == [Loading, type(None)]
-    assert dying.child.wait(30) == -signal.SIGSEGV
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("armed", "code", "answers", "blamed"),
-    [
-        ("worker.after_inherit=exit:9", 9, 0, 0),
-        ("worker.before_load=crash", -signal.SIGSEGV, 0, 0),
-        ("worker.after_session=crash", -signal.SIGSEGV, 0, 0),
-        ("worker.before_ready=kill", -signal.SIGKILL, 0, 0),
-        ("worker.before_gather=crash@2", -signal.SIGSEGV, 1, 2),
-        ("worker.before_run=exit:9@2", 9, 1, 2),
-        ("worker.after_run=kill@2", -signal.SIGKILL, 1, 2),
-        ("worker.before_reply=error@2", 70, 1, 2),
-        ("worker.after_reply=crash@2", -signal.SIGSEGV, 2, 2),
-    ],
-)
-def test_failpoints_are_where_their_names_say(spawn, armed, code, answers, blamed):
-    worker = spawn(fake(), armed=armed)
-    for batch in range(1, 4):
-        with contextlib.suppress(BrokenPipeError):
-            worker.send([0], batch=batch)
-    ran = []
-    while (message := worker.receive()) is not None:
-        ran += [message] if isinstance(message, Ran) else []
-    assert worker.child.wait(30) == code
-    assert len(ran) == answers
-    assert Recorder(worker.recorder).last() == blamed
-
-
-@pytest.mark.slow
-def test_an_error_at_a_failpoint_is_an_engines(spawn):
-    worker = spawn(fake(), armed="worker.before_gather=error@1,worker.before_run=error@2,worker.after_run=delay:1@1")
-    worker.born()
-    # The first batch fails before before_run is passed, so its second pass is the third batch's.
-    assert [worker.run([0], batch=batch).statuses for batch in range(1, 5)] == [[FAILED], [OK], [FAILED], [OK]]
-
-
-@pytest.mark.slow
-def test_a_hang_is_a_stopped_process_that_can_still_be_killed(spawn):
-    worker = spawn(fake(hang_pixel=[9, 9, 9]))
-    worker.born()
-    worker.models[0].pixels[0] = 9
-    worker.send([0], batch=3)
-    _, status = os.waitpid(worker.child.pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status)
-    assert Recorder(worker.recorder).last() == 3
-    worker.child.kill()
-    assert worker.receive() is None
-    assert worker.child.wait(30) == -signal.SIGKILL
 
 
 @pytest.mark.slow
