@@ -76,10 +76,10 @@ class Estate:
         except OSError as error:
             raise InvalidSettings(f"no gateway to replace: there is no runtime folder ({error})") from None
         predecessor = handover.call(path, settings.child_start_timeout_s + START_MARGIN_S)
-        try:
-            listener = socket.socket(fileno=predecessor.fds.pop("http"))
-        except KeyError:
-            raise InvalidSettings(f"the running gateway (pid {predecessor.pid}) left no listener") from None
+        if "http" not in predecessor.fds:
+            predecessor.refuse()
+            raise InvalidSettings(f"the running gateway (pid {predecessor.pid}) left no listener; stop it first")
+        listener = socket.socket(fileno=predecessor.fds.pop("http"))
         estate = cls(listener, predecessor=predecessor)
         found = listener.getsockname()
         try:

@@ -259,6 +259,10 @@ class Predecessor:
         """Hang up: before `take_over`, that is to let the running gateway serve on."""
         self._line.close()
 
+    def refuse(self) -> None:
+        """Hang up, and close what it gave."""
+        _close_all(self._line, list(self.fds.values()))
+
     async def wait_gone(self) -> None:
         """Until the running gateway died. Raises InvalidSettings when it gave up waiting instead."""
         if await self._hear() is not None:

@@ -1,6 +1,8 @@
-"""What every test is under: no answer of a gateway that a module talked to may leak anything of the machine."""
+"""What every test is under: no answer of a gateway may leak anything of the machine, and none is found by others."""
 
 from __future__ import annotations
+
+import tempfile
 
 import pytest
 
@@ -11,3 +13,14 @@ from tests.support import gateways
 def nothing_leaks():
     yield
     gateways.assert_nothing_leaks()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_folders():
+    """Gateways that a test starts by itself find none of this machine's, and leave nothing in its home."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="pst-") as folder:
+        for name in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY", "NOTIFY_SOCKET"):
+            patch.delenv(name, raising=False)
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        patch.setenv("XDG_STATE_HOME", folder + "/state")
+        yield
