@@ -83,6 +83,7 @@ class Gateway:
         self.stop_asked = asyncio.Event()
         self.hurried = asyncio.Event()
         """Whether not even those who are connected are waited for."""
+        self._start_timeout_s = settings.child_start_timeout_s + START_MARGIN_S
         self._delay_s = 0.0
         self._signalled = False
         self._drained = False
@@ -114,13 +115,16 @@ class Gateway:
         self.driver.start()
 
     async def open(self) -> None:
-        """Accept: at once, or as a successor when everything is up and the predecessor has stopped.
+        """Accept: as a successor when everything is up and the predecessor has stopped; on a socket of systemd's, whose
+        queue outlives gateways, when everything is up; else at once.
 
         Raises: InvalidSettings when there was something to replace, and it was not.
         """
         estate = self._estate
         if estate.predecessor is not None:
             await self._succeed(estate.predecessor)
+        elif estate.shared:
+            await self.wait_up()
         estate.settle()
         await self._front.start(self._bound)
         if estate.handover is not None:
@@ -133,11 +137,12 @@ class Gateway:
         ready = asyncio.ensure_future(self.wait_ready())
         gone = asyncio.ensure_future(predecessor.wait_gone())
         try:
-            timeout_s = self._settings.child_start_timeout_s + START_MARGIN_S
+            timeout_s = self._start_timeout_s
             await asyncio.wait([ready, gone], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if gone.done():
                 gone.result()
                 _log.warning("predecessor_died", pid=predecessor.pid)
+                await self.wait_up()
                 return
             if not ready.done():
                 raise InvalidSettings(f"not ready within {timeout_s:g} s; the running gateway serves on")
@@ -169,11 +174,16 @@ class Gateway:
         self.ask_stop(delay_s)
 
     async def announce(self) -> None:
-        """Tell the service manager and the log when everything is up."""
-        while not self.ready:  # noqa: ASYNC110 - once in a life
-            await asyncio.sleep(READY_POLL_S)
+        """Tell the service manager and the log when everything is up that comes up."""
+        await self.wait_up()
         systemd.notify("READY=1")
-        _log.info("ready", url=self.url)
+        _log.info("ready" if self.ready else "not_ready", url=self.url)
+
+    async def wait_up(self) -> None:
+        """Until every model is up, or it is known that one does not come up: the others are served all the same."""
+        with contextlib.suppress(InvalidSettings, TimeoutError):
+            async with asyncio.timeout(self._start_timeout_s):
+                await self.wait_ready()
 
     async def wait_ready(self) -> None:
         """Until every model is up. Raises InvalidSettings when a worker refuses one, or children keep dying."""
