@@ -241,10 +241,10 @@ class Front:
     def announce_drain(self) -> None:
         """Not ready any more, and every answer ends its connection; all the same everybody is served."""
         self._status.draining = True
+        self.predict.stop_copying()
 
     def stop_accepting(self) -> None:
         """Close the listener, which others have copies of; connections that exist stay."""
-        self.predict.stop_copying()
         if self._listener is not None:
             self._listener.close()
 

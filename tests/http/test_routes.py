@@ -199,6 +199,18 @@ def test_a_shadow_that_kills_its_worker_costs_no_answer_and_one_worker(tmp_path,
         house.wait_idle("m/2")
 
 
+def test_a_copy_that_runs_is_nothing_that_a_stop_leaves_unanswered(tmp_path):
+    root = tmp_path / "models"
+    write_model(root, "m", 1)
+    write_model(root, "m", 2, batching={"sizes": [1]}, fake={"base_ms": 1500.0})
+    with routed(root, decoders=2) as house:
+        house.want(m=Want(default=1, shadow=Shadow(2)))
+        assert house.predict(png(1)).top == digest(pixels(1))
+        wait_until(lambda: house.slots("m/2") == {"running": 1}, "the copy runs")
+        assert house.stop() == 0
+        assert house.wait_event("stopped")["everything_answered"]
+
+
 def test_a_shadow_that_is_slow_fills_nothing_but_its_own_bounds(tmp_path):
     root = tmp_path / "models"
     write_model(root, "m", 1)

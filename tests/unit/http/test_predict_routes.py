@@ -380,7 +380,7 @@ def test_copies_end_with_the_shadow_and_with_the_gateway(end):
         if end == "routes":
             house.route(Want(default=1))
         else:
-            house.front.stop_accepting()
+            house.front.announce_drain()
         assert len(given_up) == 1
         assert not house.driver.core.bodies.held_size
 
