@@ -150,11 +150,12 @@ class Admission:
         if self.draining:
             raise refusals.draining()
         if not line.serving or line.profile is None:
-            # With a Retry-After while a worker is still loading; not when trying again would be no use.
-            if any(not worker.was_ready and not worker.restarts.failing for worker in self._workers):
+            # With a Retry-After while a worker is loading, or will be started; not when trying again would be no use.
+            those = [worker for worker in self._workers if line.index in worker.models and not worker.retiring]
+            if any(not worker.came_up and not worker.is_hopeless for worker in those):
                 raise refusals.loading(line)
-            probes_ns = [w.restarts.open_until_ns for w in self._workers if w.restarts.open_until_ns]
-            if probes_ns and any(line.index in worker.models for worker in self._workers):
+            probes_ns = [worker.spawn_at_ns or now_ns for worker in those if worker.restarts.failing]
+            if probes_ns:
                 raise refusals.failing(line, min(probes_ns) - now_ns)
             raise refusals.not_served(line)
         return line.profile

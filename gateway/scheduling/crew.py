@@ -93,7 +93,7 @@ class Crew:
         now_ns = self._at(now_ns)
         if not worker.ready:
             worker.move(State.READY)
-        worker.was_ready = True
+        worker.was_ready = worker.came_up = True
         worker.kind = kind
         worker.free_at_ns = now_ns
         worker.start_ns = now_ns - worker.started_ns
@@ -125,15 +125,16 @@ class Crew:
             if profile is not None:
                 profile.observe(batch.size, took_ns, now_ns)
             worker.worked = True
+        asked = worker.interrupted_ns > 0
         worker.interrupted_ns = 0
         worker.free_at_ns = now_ns
-        if worker.batches:
+        if worker.batches and not worker.condemned and first is not ItemStatus.DEVICE_LOST:
             staged = worker.batches[0]
             staged.started_ns = now_ns
             worker.free_at_ns = now_ns + staged.expected_ns
         self._plan.changed()
         if first > _ITEM_LATE:
-            self._gave_up(worker, batch, first, now_ns)
+            self._gave_up(worker, batch, first, now_ns, asked=asked)
             return batch
         for ticket, status in zip(batch.tickets, statuses, strict=True):
             ticket.done_ns = now_ns
@@ -150,12 +151,16 @@ class Crew:
                 self._ledger.finish(ticket, refusals.failed(), returned=True)
         return batch
 
-    def _gave_up(self, worker: WorkerState, batch: Batch, status: ItemStatus, now_ns: int) -> None:
-        """A worker could not run a batch, for a reason that is not the model's own."""
+    def _gave_up(self, worker: WorkerState, batch: Batch, status: ItemStatus, now_ns: int, *, asked: bool) -> None:
+        """A worker could not run a batch, for a reason that is not the model's own. `asked`: it was interrupted."""
         if status is ItemStatus.NO_MEMORY:
             self._did_not_fit(batch, now_ns)
             return
-        if status is ItemStatus.DEVICE_LOST:
+        if status is ItemStatus.INTERRUPTED and not asked:
+            # The batch before this one was answered while the interrupt was on its way.
+            self._not_run(batch, now_ns)
+            return
+        if status is ItemStatus.DEVICE_LOST and not worker.condemned:
             self._ledger.effects.append(self._watch.kill(Role.WORKER, worker, "lost its device", now_ns))
         self._strike(batch, now_ns, crashed=True)
 
@@ -192,18 +197,22 @@ class Crew:
         worker.bury(now_ns)
         self._review()
         batches, worker.batches = worker.batches, []
-        for place, batch in enumerate(batches):
-            # A worker answers a batch before it starts the next: only the first can have killed or hung it. One that
-            # broke the protocol may have done anything.
-            if not place or worker.broken:
+        for batch in batches:
+            # A worker answers a batch before it starts the next: only one that was started can have killed or hung it.
+            # One that broke the protocol may have done anything.
+            if batch.started_ns or worker.broken:
                 self._strike(batch, now_ns, crashed=guilty or hung)
-                continue
-            for ticket in batch.tickets:
-                ticket.runs -= 1
-                if ticket.stage is _ENDED:
-                    free_slot(ticket)
-                else:
-                    self._requeue(ticket, now_ns)
+            else:
+                self._not_run(batch, now_ns)
+
+    def _not_run(self, batch: Batch, now_ns: int) -> None:
+        """A batch comes back as it was sent."""
+        for ticket in batch.tickets:
+            ticket.runs -= 1
+            if ticket.stage is _ENDED:
+                free_slot(ticket)
+            else:
+                self._requeue(ticket, now_ns)
 
     def _strike(self, batch: Batch, now_ns: int, *, crashed: bool) -> None:
         """A worker died of a batch, or gave it up: each of its images is under suspicion."""

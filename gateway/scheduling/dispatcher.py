@@ -64,8 +64,11 @@ class Dispatcher:
         if not suspects and not any(line.ready_count for line in self._lines):
             return None
         for worker in placement.takers(self._workers):
-            if suspects and (run := self._next_suspect(worker, now_ns)) is not None:
-                return run
+            if suspects:
+                if (run := self._next_suspect(worker, now_ns)) is not None:
+                    return run
+                if worker.batches and any(line.suspects for line in self._lines if line.index in worker.profiles):
+                    continue  # with a batch staged it would never be idle
             run = self._next_for(worker, now_ns)
             if run is not None:
                 return run

@@ -36,6 +36,7 @@ class WorkerState(ChildState):
 
     __slots__ = (
         "batches",
+        "came_up",
         "free_at_ns",
         "heir",
         "interrupted_ns",
@@ -63,6 +64,9 @@ class WorkerState(ChildState):
         self.interrupted_ns = 0
         """When it was asked to give up what it runs; 0 unless it owes the answer."""
         self.was_ready = False
+        """Whether it, or whose heir it is, came up before: it is expected to again."""
+        self.came_up = False
+        """Whether it ever said which of its models it could load."""
         self.batches: list[Batch] = []
         self.profiles: dict[int, Profile] = {}
         """By model index: what this worker (or, while it restarts, its last incarnation) has loaded."""
@@ -76,7 +80,7 @@ class WorkerState(ChildState):
     @property
     def is_expected(self) -> bool:
         """Whether it will take batches: it is up, or was and is coming back."""
-        return self.ready or (self.was_ready and not self.restarts.failing)
+        return self.ready or (self.was_ready and not self.is_hopeless)
 
     def expected_free_ns(self, now_ns: int) -> int:
         """When it can start another batch. What is overdue is expected to take as long again as it is overdue."""
@@ -105,7 +109,7 @@ class WorkerState(ChildState):
 
     def serves(self, model: int) -> bool:
         """Whether it has the model, or is expected to have it again."""
-        return self.was_ready and not self.restarts.failing and model in self.profiles
+        return self.was_ready and not self.is_hopeless and model in self.profiles
 
 
 def takers(workers: Iterable[WorkerState]) -> list[WorkerState]:

@@ -90,6 +90,8 @@ class Restarts:
         if self._count_max:
             if len(self._starts_ns) == self._count_max and start_ns < self._starts_ns[0] + self._window_ns:
                 start_ns = self.open_until_ns = self._starts_ns[0] + self._window_ns
+            elif self.open_until_ns:
+                self.open_until_ns = start_ns  # the probe died, too
             self._starts_ns.append(start_ns)
         return start_ns
 
@@ -125,6 +127,11 @@ class ChildState:
         """When to start it; None while it runs or starts."""
         self.started_ns = 0
         """When it was started; 0 once it was condemned."""
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether waiting for it is no use: it keeps dying, or hangs in the kernel."""
+        return self.restarts.failing or self.state is State.STUCK
 
     @property
     def condemned(self) -> bool:

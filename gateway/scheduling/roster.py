@@ -75,6 +75,8 @@ class Roster:
         worker = WorkerState(self._next_index, seat, models, restarts)
         worker.spawn_at_ns = now_ns
         if heir_of is not None:
+            assert heir_of in self.workers
+            assert heir_of.heir is None
             heir_of.heir = worker
             worker.spawn_at_ns = None
             worker.was_ready, worker.start_ns = heir_of.was_ready, heir_of.start_ns
@@ -111,5 +113,9 @@ class Roster:
         self.retiring_count -= 1
         self.workers.remove(worker)
         del self._by_index[worker.index]
-        if worker.heir is not None:
+        before = next((other for other in self.workers if other.heir is worker), None)
+        if before is not None:
+            # It never had its turn: its own heir waits for whom it waited for.
+            before.heir = worker.heir
+        elif worker.heir is not None:
             worker.heir.spawn_at_ns = now_ns

@@ -338,7 +338,10 @@ class Scheduler:
         if self._roster.retiring_count:
             self._crew.see_off(now_ns)
         if now_ns >= self._watch.next_ns:
-            effects += self._watch.look(now_ns)
+            looked = self._watch.look(now_ns)
+            if looked:
+                self._judge()
+            effects += looked
         effects += self._dispatcher.dispatch(now_ns)
         # After the batches: a head that was too late for one has just given its slot back.
         effects += self.feeder.feed(self.lines, now_ns)
@@ -356,11 +359,15 @@ class Scheduler:
         return wake_ns if wake_ns < NEVER_NS else None
 
     def _review(self) -> None:
-        """A child came or went: which models would be served, by children that are up or are expected back?"""
-        decoding = not all(decoder.restarts.failing for decoder in self.feeder.decoders)
+        """A child came or went."""
+        self._judge()
+        self._watch.child_changed()
+
+    def _judge(self) -> None:
+        """Which models would be served, by children that are up or are expected back?"""
+        decoding = not all(decoder.is_hopeless for decoder in self.feeder.decoders)
         for line in self.lines:
             line.serving = not line.closed and decoding and any(worker.serves(line.index) for worker in self.workers)
-        self._watch.child_changed()
         self._plan.changed()
         self._admission.review(self._now_ns)
 

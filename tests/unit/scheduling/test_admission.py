@@ -15,13 +15,16 @@ def test_while_draining_nothing_is_accepted():
     assert isinstance(refused(core), errors.Draining)
 
 
-def test_trying_again_is_no_use_where_the_worker_keeps_dying():
+def test_where_the_worker_keeps_dying_trying_again_is_advised_for_its_next_start():
     core = Core()
     core.worker_fails(0, NOW)
 
     refusal = refused(core)
     assert isinstance(refusal, errors.ModelNotReady)
-    assert refusal.retry_after_s is None
+    assert refusal.retry_after_s == 1, "the fifth back-off"
+    core.begun(0, NOW + 1 * S)
+    core.s.worker_lost(0, NOW + 2 * S)
+    assert refused(core, at=NOW + 2 * S).retry_after_s == 58, "five restarts in a minute are enough"
 
 
 def test_more_images_than_the_queue_takes_never_fit():
