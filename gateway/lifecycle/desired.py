@@ -64,6 +64,10 @@ class Desired(Struct, kw_only=True, forbid_unknown_fields=True):
     models: dict[str, Want] = field(default_factory=dict)
 
 
+class Unreadable(InvalidSettings):
+    """Nobody knows what was kept."""
+
+
 class Store:
     """The file of one gateway: of one repository, in one folder of state."""
 
@@ -77,7 +81,8 @@ class Store:
         """What was kept; nothing wanted where there is no file.
 
         Raises:
-            InvalidSettings: the file cannot be read or does not parse; the text names it and says what to do.
+            Unreadable: the file cannot be read.
+            InvalidSettings: it does not parse; the text names it and says what to do.
         """
         try:
             with self.path.open("rb") as file:
@@ -85,7 +90,7 @@ class Store:
         except FileNotFoundError:
             return Desired()
         except OSError as error:
-            raise InvalidSettings(f"{self.path}: cannot be read ({error.strerror}).") from None
+            raise Unreadable(f"{self.path}: cannot be read ({error.strerror}); mend that, or set state_dir.") from None
         try:
             if len(content) > FILE_SIZE_MAX:
                 raise ValueError(f"it is larger than {FILE_SIZE_MAX} bytes")
