@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
 
+    from gateway.models.repository import Signature
+
 NEED_COUNT_MAX = 4096
 """Needs that are remembered; the one that was measured longest ago is forgotten first."""
-
-Signature = tuple[tuple[str, int, int], ...]
-"""(name, size in bytes, mtime in ns) of every file of a version, ascending by name."""
 
 
 def identity(signature: Signature) -> str:

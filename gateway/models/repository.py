@@ -47,6 +47,11 @@ _MODEL_FILES: dict[str, tuple[str, ...]] = {
 }
 
 
+Signature = tuple[tuple[str, int, int], ...]
+"""(path, size in bytes, mtime in ns) of every file of a version, ascending: other files, or the same ones written to,
+have another one."""
+
+
 class ModelVersion(msgspec.Struct, frozen=True):
     """One servable version: where its files are, what it promises, and its class names in index order (or none)."""
 
@@ -102,6 +107,44 @@ def read_version(directory: Path) -> ModelVersion:
     if not is_version(folder.name):
         raise InvalidModel(f"{folder}: the folder is the model's version; rename it to {VERSION_GRAMMAR}.")
     return _read(folder, folder.parent.parent)
+
+
+def list_versions(root: Path) -> dict[str, list[int]]:
+    """Names and versions of a repository by its folders alone, ascending; nothing in them is read.
+
+    What has no model's or version's name is skipped: somebody may be writing there. Raises InvalidModel without a root.
+    """
+    found = {}
+    for model in _entries(root):
+        if is_name(model.name) and model.is_dir():
+            try:
+                folders = [folder for folder in _entries(model) if is_version(folder.name) and folder.is_dir()]
+            except InvalidModel:
+                continue  # gone meanwhile, or not for us to read
+            found[model.name] = sorted(int(folder.name) for folder in folders)
+    return found
+
+
+def sign(directory: Path) -> Signature | None:
+    """The signature of a version's folder; None when it, or a file in it, has gone or cannot be looked at."""
+    found: list[tuple[str, int, int]] = []
+    waiting = [(directory, "")]
+    try:
+        while waiting:
+            folder, prefix = waiting.pop()
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    path = f"{prefix}{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append((folder / entry.name, f"{path}/"))
+                    else:
+                        about = entry.stat()
+                        found.append((path, about.st_size, about.st_mtime_ns))
+                    if len(found) + len(waiting) > ENTRY_COUNT_MAX:
+                        return None
+    except OSError:
+        return None
+    return tuple(sorted(found))
 
 
 def describe(contract: Contract) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from gateway.models.repository import (
     describe,
     is_name,
     is_version,
+    list_versions,
     read_version,
     scan,
+    sign,
 )
 from gateway.models.spec import parse_contract
 
@@ -270,3 +272,56 @@ def test_the_printed_contract_reads_back(text):
     printed = contract_toml(contract)
     assert parse_contract(printed) == contract
     assert "images_max = 64\n" in printed
+
+
+def test_versions_are_listed_by_their_folders_alone(root):
+    add(root, "dogs", "10", contract="broken")
+    add(root, "dogs", "9")
+    add(root, "cats", "1")
+    (root / "empty").mkdir()
+    for stray in ("dogs/.11", "dogs/x", "dogs/011", ".hidden/1", "-no/1"):
+        (root / stray).mkdir(parents=True)
+    (root / "dogs" / "12").write_text("a file")
+    (root / "file").write_text("")
+    assert list_versions(root) == {"cats": [1], "dogs": [9, 10], "empty": []}
+    refused(lambda: list_versions(root / "nowhere"), "no such folder")
+
+
+def test_a_models_folder_that_cannot_be_read_is_skipped(root, monkeypatch):
+    add(root, "dogs")
+    add(root, "cats")
+    real = type(root).iterdir
+
+    def iterdir(path):
+        if path.name == "dogs":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(type(root), "iterdir", iterdir)
+    assert list_versions(root) == {"cats": [1]}
+
+
+def test_a_signature_tells_what_was_written_to(root):
+    folder = add(root, data_bin=b"123")
+    (folder / "more" / "below").mkdir(parents=True)
+    (folder / "more" / "below" / "x").write_bytes(b"1")
+    before = sign(folder)
+    assert [(name, size) for name, size, _ in before] == [
+        ("data.bin", 3),
+        ("model.onnx", 5),
+        ("model.toml", len(CONTRACT)),
+        ("more/below/x", 1),
+    ]
+    assert sign(folder) == before
+    os.utime(folder / "more" / "below" / "x", ns=(1, 1))
+    assert sign(folder) != before
+
+
+def test_what_cannot_be_looked_at_has_no_signature(root, monkeypatch):
+    folder = add(root)
+    assert sign(root / "nowhere") is None
+    (folder / "link").symlink_to(root / "nowhere")
+    assert sign(folder) is None
+    (folder / "link").unlink()
+    monkeypatch.setattr("gateway.models.repository.ENTRY_COUNT_MAX", 1)
+    assert sign(folder) is None
