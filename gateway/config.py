@@ -19,6 +19,7 @@ from gateway import clients as keyed
 from gateway.clients import RATE_MAX, KeyedClient
 from gateway.errors import InvalidSettings
 from gateway.fields import check, check_known, noted, rows, toml
+from gateway.models.spec import DEVICE_PATTERN
 from shm import failpoints
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _NO_SETTINGS = frozenset({failpoints.VARIABLE, failpoints.SEED_VARIABLE})
 """Read by every process of ours for itself, in tests."""
 
-Device = Annotated[str, Meta(pattern=r"^(cpu|cuda:(0|[1-9][0-9]?))$")]
+Device = Annotated[str, Meta(pattern=DEVICE_PATTERN)]
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,6 +140,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             max_length=107,
         ),
     ] = ""
+    overlap: Annotated[
+        Literal["auto", "never"],
+        noted(
+            "",
+            "Start a worker with other models beside the old one where memory allows ('auto'), or after it ('never').",
+        ),
+    ] = "auto"
+    device_memory_size_max: Annotated[
+        int, noted("bytes", "Memory that workers may take on one device; 0: as much as there is.", ge=0, le=1 << 50)
+    ] = 0
+    watch: Annotated[bool, noted("", "Follow changes in the repository.")] = False
+    watch_interval_s: Annotated[
+        float, noted("s", "How often the repository is looked at, with watch.", ge=0.05, le=3600)
+    ] = 2.0
     state_dir: Annotated[
         str, noted("", "Folder for what outlives the gateway; '': the user's state folder.", max_length=4096)
     ] = ""

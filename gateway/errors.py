@@ -136,6 +136,24 @@ class VersionNotSupported(Refusal):
     code = "http_version_not_supported"
 
 
+class InsufficientMemory(Refusal):
+    """A model needs more memory than its device has for it."""
+
+    code = "insufficient_memory"
+
+
+class LoadFailed(Refusal):
+    """A model could not be loaded; what was served before is served on."""
+
+    code = "load_failed"
+
+
+class MemoryNotGivenBack(Refusal):
+    """A worker is gone, and somebody still holds memory that was its."""
+
+    code = "memory_not_given_back"
+
+
 class InvalidModel(Exception):
     """A model directory does not hold what its contract says. The text says what to change."""
 

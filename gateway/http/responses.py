@@ -32,10 +32,12 @@ STATUS: dict[type[Refusal], int] = {
     errors.BodyTimeout: 408,
     errors.PayloadTooLarge: 413,
     errors.UnsupportedMediaType: 415,
+    errors.LoadFailed: 422,
     errors.UndecodableImage: 422,
     errors.RateLimited: 429,
     errors.InferenceFailed: 500,
     errors.Poisoned: 500,
+    errors.MemoryNotGivenBack: 500,
     errors.Refusal: 500,
     errors.WorkerLost: 502,
     errors.Overloaded: 503,
@@ -43,6 +45,7 @@ STATUS: dict[type[Refusal], int] = {
     errors.ModelNotReady: 503,
     errors.DeadlineExceeded: 504,
     errors.VersionNotSupported: 505,
+    errors.InsufficientMemory: 507,
 }
 """Refusal → status; a subclass that is not listed answers as its nearest listed parent."""
 

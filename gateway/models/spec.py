@@ -20,6 +20,9 @@ Side = Annotated[int, Meta(ge=1, le=4096)]
 Count = Annotated[int, Meta(ge=1, le=1024)]
 Positive = Annotated[float, Meta(gt=0)]
 
+DEVICE_PATTERN = r"^(cpu|cuda:(0|[1-9][0-9]?))\Z"
+"""What a device is called, in contracts and in settings."""
+
 
 class Input(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[input]`: how an image becomes the tensor that the model was trained on."""
@@ -119,6 +122,17 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Images that were accepted and not yet handed to a worker."""
 
 
+class Residency(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[residency]`: where the model is loaded, and when."""
+
+    devices: Annotated[tuple[Annotated[str, Meta(pattern=DEVICE_PATTERN)], ...], Meta(max_length=64)] = ()
+    """Which of the settings' devices serve it; empty: all of them."""
+    lazy: bool = False
+    """Load it when the first request for it comes, and unload it when others need its memory."""
+    idle_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
+    """Unload it after that long without a request; 0: never. For lazy models."""
+
+
 class Fake(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[fake]`: the backend without a model, for measuring the server and for testing it.
 
@@ -161,6 +175,7 @@ class Contract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     description: str = ""
     batching: Batching = Batching()
     limits: Limits = Limits()
+    residency: Residency = Residency()
     fake: Fake | None = None
 
     def __post_init__(self) -> None:
@@ -176,6 +191,10 @@ class Contract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("input.dtype = 'uint8' takes pixels as they are; remove scale, mean and std")
         if (self.backend == "fake") != (self.fake is not None):
             raise ValueError("backend = 'fake' and a [fake] section go together")
+        if self.residency.idle_s and not self.residency.lazy:
+            raise ValueError("residency.idle_s is for models that come back by themselves; set lazy = true")
+        if len(set(self.residency.devices)) != len(self.residency.devices):
+            raise ValueError("residency.devices names one twice")
         if self.input.exact and not self.input.antialias and self.input.resample != "nearest":
             raise ValueError("input.exact follows Pillow, which always antialiases; set antialias = true")
 

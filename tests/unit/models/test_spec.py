@@ -44,6 +44,10 @@ def test_identity():
         ({"more": "crop_fraction = 0"}, "`input.crop_fraction`"),
         ({"more": "std = [1, 0, 1]"}, "`input.std"),
         ({"more": 'resize = "fit"'}, "`input.resize`"),
+        ({"tail": "[residency]\nidle_s = 5"}, "set lazy = true"),
+        ({"tail": '[residency]\ndevices = ["cpu", "cpu"]'}, "residency.devices names one twice"),
+        ({"tail": '[residency]\ndevices = ["gpu"]'}, "`residency.devices["),
+        ({"tail": "[residency]\nlazzy = true"}, "in [residency]; did you mean 'lazy'?"),
         ({"head": "["}, "model.toml"),
     ],
 )
@@ -52,3 +56,10 @@ def test_refusals_name_the_key(pieces, said):
         contract(**pieces)
     assert said in str(caught.value)
     assert str(caught.value).startswith("model.toml: ")
+
+
+def test_residency():
+    found = contract(tail='[residency]\nlazy = true\nidle_s = 60\ndevices = ["cpu", "cuda:1"]').residency
+    assert (found.lazy, found.idle_s, found.devices) == (True, 60.0, ("cpu", "cuda:1"))
+    found = contract().residency
+    assert (found.lazy, found.idle_s, found.devices) == (False, 0.0, ())
