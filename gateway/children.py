@@ -49,9 +49,11 @@ _REFUSALS: dict[ItemStatus, type[errors.Refusal]] = {
 class ModelState:
     """One model as people see it: what its worker said last, per worker."""
 
-    __slots__ = ("failures", "loaded", "loading")
+    __slots__ = ("crashes", "failures", "loaded", "loading")
 
     def __init__(self) -> None:
+        self.crashes: dict[int, int] = {}
+        """How often a worker died while it loaded this model."""
         self.loading: dict[int, str] = {}
         self.loaded: dict[int, wire.Loaded] = {}
         self.failures: dict[int, str] = {}
@@ -86,6 +88,8 @@ class Children:
         """What each worker said it runs on, once it is up; by its index."""
         self.deaths: dict[tuple[Role, int], int] = {}
         """By role and seat (a decoder's index)."""
+        self.obituaries: dict[int, str] = {}
+        """By seat: what the last worker died of that nobody had sent away."""
         self.stopping = False
         """Whether deaths are wanted, and nobody's business any more."""
         self._unborn: set[tuple[Role, int]] = set()
@@ -203,6 +207,8 @@ class Children:
     def _died(self, child: Child, obituary: Obituary) -> None:
         if not self.stopping:
             guilty = obituary.guilty if child.role is Role.DECODER else obituary.crashed
+            if child.role is Role.WORKER and not self._core.worker(child.index).retiring:
+                self.obituaries[child.seat] = obituary.cause
             self.lost(child.role, child.index, blamed=obituary.blamed, guilty=guilty)
 
     def lost(self, role: Role, index: int, *, blamed: int, guilty: bool) -> None:
@@ -217,9 +223,11 @@ class Children:
             self._core.worker_lost(index, now_ns, guilty=guilty)
             self._convict()
             for state in self.states.values():
-                state.loading.pop(index, None)
+                if state.loading.pop(index, None) is not None:
+                    state.crashes[index] = state.crashes.get(index, 0) + 1
                 if worker.retiring:
-                    state.loaded.pop(index, None)
+                    for news in (state.loaded, state.failures, state.crashes):
+                        news.pop(index, None)
             if worker.retiring:
                 self.worker_devices.pop(index, None)
         self.deaths[role, seat] = self.deaths.get((role, seat), 0) + 1

@@ -10,7 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from gateway.models.repository import Signature
 
@@ -56,7 +56,7 @@ class Needs:
 class Candidate(NamedTuple):
     """A loaded model that might be evicted."""
 
-    key: Hashable
+    key: tuple[str, int]
     need: int
     """Bytes."""
     used: int
@@ -70,12 +70,12 @@ def fits(need: int, free: int | None) -> bool:
     return free is None or need <= free
 
 
-def evict(candidates: Sequence[Candidate], lacking: int) -> list[Hashable] | None:
+def evict(candidates: Sequence[Candidate], lacking: int) -> list[tuple[str, int]] | None:
     """Whom to unload so that `lacking` bytes come free: least recently used first, as few as that takes.
 
     None when all of them together are not enough. Nothing is lacking: nobody.
     """
-    chosen: list[Hashable] = []
+    chosen: list[tuple[str, int]] = []
     for candidate in sorted((each for each in candidates if each.lazy), key=lambda each: each.used):
         if lacking <= 0:
             break

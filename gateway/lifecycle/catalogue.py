@@ -52,7 +52,7 @@ class Resident:
     @property
     def key(self) -> Key:
         """Its name and version."""
-        return self.found.model.name, self.found.model.version
+        return key_of(self.found)
 
     @property
     def is_lazy(self) -> bool:
@@ -64,10 +64,30 @@ class Resident:
         if count != self.used_count:
             self.used_count, self.used_ns = count, now_ns
 
+    def is_placed(self, device: str) -> bool:
+        """Whether this device is to have it."""
+        return is_placed(self.found, device)
+
     def is_idle(self, now_ns: int) -> bool:
         """Whether nobody has asked for longer than its contract lets it stay."""
         idle_s = self.found.model.contract.residency.idle_s
         return bool(idle_s) and now_ns - self.used_ns >= idle_s * 1e9
+
+
+def key_of(found: Found) -> Key:
+    """A version's name and number."""
+    return found.model.name, found.model.version
+
+
+def name_of(key: Key) -> str:
+    """A version for people."""
+    return f"{key[0]}/{key[1]}"
+
+
+def is_placed(found: Found, device: str) -> bool:
+    """Whether this device is to have a version."""
+    devices = found.model.contract.residency.devices
+    return not devices or device in devices
 
 
 class Catalogue:
@@ -135,8 +155,8 @@ class Catalogue:
                 if key in awake:
                     found[key] = version
                 elif self.has_failed(key, version):
-                    # What was read of it before serves on, if it was loaded then.
-                    if resident is not None and resident.found.signature != version.signature:
+                    # What was read of it before serves on; one that never served stays, to say so.
+                    if resident is not None:
                         found[key] = resident.found
                 elif resident is not None or not version.model.contract.residency.lazy:
                     found[key] = version
@@ -154,6 +174,20 @@ class Catalogue:
         new = [found for key, found in target.items() if key not in kept]
         old = [resident for key, resident in self.residents.items() if key not in kept]
         return new, old
+
+    def has_failed_resident(self, key: Key) -> bool:
+        """Whether it has a line that serves nobody, since its files could not be loaded."""
+        resident = self.residents.get(key)
+        return resident is not None and self.has_failed(key, resident.found)
+
+    def asleep(self) -> set[Key]:
+        """Lazy versions that are not resident."""
+        return {
+            (name, number)
+            for name, there in self.look.versions.items()
+            for number, found in there.items()
+            if found.model.contract.residency.lazy and (name, number) not in self.residents
+        }
 
     # -- what is served ------------------------------------------------------------------------------------------
 

@@ -48,6 +48,9 @@ class Holding(NamedTuple):
         return {"memory_size": self.memory_size, "device_memory_size": self.device_memory_size}
 
 
+NOTHING = Holding(0, 0, {})
+
+
 def find_process(pid: int) -> Process | None:
     """Who has this pid now; None when nobody does, or only a dead body."""
     found = _stat(pid)

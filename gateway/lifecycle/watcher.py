@@ -13,6 +13,7 @@ from gateway.errors import InvalidModel
 from gateway.models.repository import list_versions, read_version, sign
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from gateway.models.repository import ModelVersion, Signature
@@ -34,8 +35,17 @@ class Look(NamedTuple):
     """Why a version that nobody writes to any more cannot be read."""
 
 
+def _nobody(_: tuple[str, int]) -> bool:
+    return False
+
+
+def everybody(_: tuple[str, int]) -> bool:
+    """Trust whatever is there."""
+    return True
+
+
 class Watcher:
-    """One repository. `look` and `read` read disks: call them where that may take its time, and never two at once."""
+    """One repository. `look` reads disks: call it where that may take its time, and never twice at once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -43,8 +53,8 @@ class Watcher:
         self._found: dict[tuple[str, int], Found] = {}
         self._faults: dict[tuple[str, int], str] = {}
 
-    def look(self, *, trusting: bool = False) -> Look:
-        """Look once. `trusting`: what is there counts, though nobody looked before: at the start of the gateway.
+    def look(self, trusted: Callable[[tuple[str, int]], bool] = _nobody) -> Look:
+        """Look once. What is `trusted` counts as it is now: at the start of the gateway, or on an operator's word.
 
         Raises: InvalidModel when the repository itself cannot be read; what was seen before stays.
         """
@@ -55,7 +65,7 @@ class Watcher:
                 if signature is not None:
                     seen[name, number] = signature
         for key, signature in seen.items():
-            if trusting or self._seen.get(key) == signature:
+            if trusted(key) or self._seen.get(key) == signature:
                 self._settle(key, signature)
         self._seen = seen
         self._forget()
@@ -63,16 +73,6 @@ class Watcher:
         for (name, number), found in sorted(self._found.items()):
             versions.setdefault(name, {})[number] = found
         return Look(versions, dict(self._faults))
-
-    def read(self, name: str, number: int) -> Found:
-        """One version as it is now, on the word of somebody who says that it is complete. Raises InvalidModel."""
-        signature = sign(self._root / name / str(number))
-        if signature is None:
-            raise InvalidModel(f"{name}/{number}: not in the repository, or it cannot be read.")
-        found = Found(read_version(self._root / name / str(number)), signature)
-        self._found[name, number] = found
-        self._faults.pop((name, number), None)
-        return found
 
     def _settle(self, key: tuple[str, int], signature: Signature) -> None:
         """Nobody writes to it any more: read it, unless these very files were read before.

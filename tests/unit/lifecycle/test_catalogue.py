@@ -140,11 +140,19 @@ def test_new_files_that_failed_leave_the_old_ones_serving(want):
     assert made.difference(made.target()) == NO_CHANGE
 
 
-def test_a_resident_that_failed_with_its_own_files_goes():
-    made = catalogue(found())
-    serve(made, found())
-    fail(made, found())
-    assert made.target() == {}
+def test_a_resident_that_failed_with_its_own_files_stays_to_say_so_until_another_version_takes_its_place():
+    made = catalogue(found(version=2))
+    serve(made, found(version=2))
+    fail(made, found(version=2))
+    assert list(made.target()) == [("m", 2)]
+    look(made, found(version=1), found(version=2))
+    assert list(made.target()) == [("m", 1)]
+
+
+def test_placement():
+    assert Resident(found(), "line", 0).is_placed("cuda:3")
+    placed = Resident(found(devices=("cpu", "cuda:1")), "line", 0)
+    assert [placed.is_placed(device) for device in ("cpu", "cuda:0", "cuda:1")] == [True, False, True]
 
 
 # -- lazy ones -----------------------------------------------------------------------------------------------------
