@@ -19,7 +19,10 @@ from gateway.errors import InvalidSettings
 from gateway.estate import START_MARGIN_S, Estate
 from gateway.handover import Handover
 from gateway.http.front import Front
+from gateway.lifecycle.changes import Changes
+from gateway.lifecycle.desired import Store, Unreadable
 from gateway.models.repository import scan
+from gateway.paths import state_dir
 from shm import failpoints
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Settings
     from gateway.handover import Predecessor
+    from gateway.lifecycle.routes import Routes
     from gateway.models.repository import ModelVersion
 
 _log = logs.get("server")
@@ -39,6 +43,9 @@ HEAP_KEPT_SIZE = 64 << 20
 
 FDS_PER_MODEL, FDS_RESERVED = 4, 256
 """Descriptors for each model's segments, and for children, listeners and files."""
+
+MODELS_EXPECTED = 64
+"""Models that descriptors are asked for where they come and go."""
 
 READY_POLL_S = 0.02
 
@@ -73,12 +80,21 @@ class Gateway:
     `start` → `open` → requests → `ask_stop`, by a signal, a successor or an operator → `drain` → `stop`.
     """
 
-    def __init__(self, settings: Settings, models: list[ModelVersion], estate: Estate) -> None:
+    def __init__(self, settings: Settings, models: list[ModelVersion] | None, estate: Estate) -> None:
+        """`models`: served whatever the repository holds; None: the repository and the desired state are followed.
+
+        Raises: InvalidModel, InvalidSettings.
+        """
         self._settings = settings
         self._estate = estate
         self._bound = estate.listener
-        self.driver = Driver(settings, models)
+        self.driver = Driver(settings, [])
+        store = _store(settings) if models is None else None
+        self.changes = Changes(self.driver, settings, store=store, models=models)
         self._front = Front(self.driver, settings)
+        self._front.predict.wait_loaded = self.changes.wait_loaded
+        self.changes.begin(self._publish)
+        self._changing: asyncio.Task[None] | None = None
         self._handover: Handover | None = None
         self.stop_asked = asyncio.Event()
         self.hurried = asyncio.Event()
@@ -113,6 +129,10 @@ class Gateway:
         if armed := failpoints.active():
             _log.warning("failpoints_armed", points=armed, advice="meant for tests; unset PENSTOCK_FAILPOINTS")
         self.driver.start()
+        self._changing = asyncio.create_task(self.changes.run(), name="changes")
+
+    def _publish(self, routes: Routes) -> None:
+        self._front.predict.routes = routes
 
     async def open(self) -> None:
         """Accept: as a successor when everything is up and the predecessor has stopped; on a socket of systemd's, whose
@@ -204,6 +224,7 @@ class Gateway:
         end = asyncio.get_running_loop().time() + self._settings.drain_timeout_s
         systemd.notify("STOPPING=1")
         self._front.announce_drain()
+        self.changes.draining = True
         _log.info("draining", delay_s=self._delay_s, drain_timeout_s=self._settings.drain_timeout_s)
         await asyncio.sleep(min(self._delay_s, self._settings.drain_timeout_s))
         if self._estate.shared or self._estate.given or (self._handover is not None and self._handover.pending):
@@ -216,14 +237,33 @@ class Gateway:
         """Refuse whatever is left, then end connections and children."""
         if self._handover is not None:
             self._handover.close()
+        if self._changing is not None:
+            self._changing.cancel()  # Whatever is being changed stays as it is: everything ends.
+            await asyncio.wait([self._changing])
         answered = await self.driver.stop(0.0)
         await self._front.close(CLOSE_TIMEOUT_S)
         self.driver.memory.close()
         _log.info("stopped", everything_answered=self._drained and answered)
 
 
+def _store(settings: Settings) -> Store | None:
+    """Where the desired state is kept; None where this user has no place for it and the settings name none.
+
+    Raises: InvalidSettings.
+    """
+    try:
+        store = Store(state_dir(settings), Path(settings.models))
+        store.load()
+    except Unreadable as error:
+        if settings.state_dir:
+            raise
+        _log.warning("no_state_kept", detail=str(error))
+        return None
+    return store
+
+
 async def _serve(
-    settings: Settings, models: list[ModelVersion], estate: Estate, body: Callable[[Gateway], Awaitable[None]]
+    settings: Settings, models: list[ModelVersion] | None, estate: Estate, body: Callable[[Gateway], Awaitable[None]]
 ) -> int:
     """Run until a stop is asked for, or until `body` returns."""
     loop = asyncio.get_running_loop()
@@ -284,9 +324,10 @@ def run(settings: Settings, body: Callable[[Gateway], Awaitable[None]] = forever
     `replace`: take the place of the gateway that listens there. Raises: InvalidSettings, InvalidModel before anything
     is started, InvalidSettings when that gateway stays.
     """
-    models = scan(Path(settings.models), settings.versions)
+    if not settings.watch:
+        scan(Path(settings.models), settings.versions)  # Who watches is told in the log, and mends it while it serves.
     with _logging(settings), contextlib.closing(Estate.acquire(settings, replace=replace)) as estate:
-        return _run(settings, models, estate, body)
+        return _run(settings, None, estate, body)
 
 
 def serve(settings: Settings, models: list[ModelVersion], bound: socket.socket) -> int:
@@ -296,10 +337,10 @@ def serve(settings: Settings, models: list[ModelVersion], bound: socket.socket) 
 
 
 def _run(
-    settings: Settings, models: list[ModelVersion], estate: Estate, body: Callable[[Gateway], Awaitable[None]]
+    settings: Settings, models: list[ModelVersion] | None, estate: Estate, body: Callable[[Gateway], Awaitable[None]]
 ) -> int:
     keep_heap()
-    raise_fd_limit(settings.connections_max, len(models))
+    raise_fd_limit(settings.connections_max, MODELS_EXPECTED if models is None else len(models))
     return uvloop.run(_serve(settings, models, estate, body))
 
 
