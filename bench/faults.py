@@ -32,7 +32,7 @@ import uvloop
 from rich.console import Console
 
 from bench import rig
-from bench.faults_lab import ends, figures, kills, strains, suspects
+from bench.faults_lab import changes, ends, figures, kills, places, strains, suspects
 from bench.faults_lab.trial import Lab
 
 if TYPE_CHECKING:
@@ -54,17 +54,26 @@ class Fault(NamedTuple):
 FAULTS = {
     "idle": Fault(kills.idle, 20, 1000, 1000),
     "midbatch": Fault(kills.midbatch, 30, 2000, 10_000),
+    "circuit": Fault(kills.circuit, 1, 3, 3),
+    "real": Fault(kills.real, 2, 20, 20),
     "decoders": Fault(kills.decoders, 10, 200, 200),
     "hangs": Fault(suspects.hangs, 2, 20, 20),
     "decoder_hangs": Fault(suspects.decoder_hangs, 1, 5, 5),
     "poison": Fault(suspects.poison, 1, 10, 10),
     "killers": Fault(suspects.killers, 1, 10, 10),
     "spinners": Fault(suspects.spinners, 1, 10, 10),
+    "lost_devices": Fault(suspects.lost_devices, 1, 5, 5),
+    "tight": Fault(suspects.tight, 2, 20, 20),
     "flood": Fault(suspects.flood, 5, 50, 50),
     "exhausted": Fault(strains.exhausted, 1, 10, 10),
     "leaving": Fault(strains.leaving, 5, 100, 100),
+    "steps": Fault(places.steps, 3, 20, 60),
     "storm": Fault(strains.storm, 10, 120, 600),
     "killed": Fault(ends.killed, 1, 10, 10),
+    "replaced": Fault(ends.replaced, 3, 100, 100),
+    "reloads": Fault(changes.reloads, 7, 100, 100),
+    "cycles": Fault(changes.cycles, 3, 100, 100),
+    "neighbours": Fault(changes.neighbours, 1, 5, 5),
     "stopped": Fault(ends.stopped, 1, 20, 20),
 }
 

@@ -10,14 +10,18 @@ import time
 from typing import TYPE_CHECKING
 
 from bench.faults_lab import checker
+from bench.faults_lab.kills import PATIENT
 from bench.faults_lab.target import all_children
 
 if TYPE_CHECKING:
-    from bench.faults_lab.trial import Lab
+    from bench.faults_lab.trial import Lab, Trial
 
 SLOW = {"fake": {"base_ms": 20.0}}
 
 GONE_S_MAX = 1.0
+"""How long children may outlive a gateway that was killed."""
+
+GONE_TIMEOUT_S = 40.0
 
 
 async def killed(lab: Lab, count: int) -> None:
@@ -70,3 +74,38 @@ async def stopped(lab: Lab, count: int) -> None:
             if status:
                 trial.row.problems.append(f"the gateway exited with {status}")
         lab.figures["stop_failures"].append(trial.ledger.failures())
+
+
+FAILING_EVERY = 10
+"""Of so many successors one cannot start: it has no models."""
+
+
+async def replaced(lab: Lab, count: int, rate: float = 500.0) -> None:
+    """One gateway after the other takes its predecessor's place under load, as in a rolling upgrade."""
+    settings = {**PATIENT, "decoders": 2, "stop_delay_s": 0.0}
+    model = {"fake": {"base_ms": 1.0}}
+    async with lab.trial("gateway: replaced by a successor", rate=rate, model=model, settings=settings) as trial:
+        for number in range(count):
+            before = trial.target
+            begun_s = time.monotonic()
+            if number % FAILING_EVERY == FAILING_EVERY - 1:
+                await _fail_to_succeed(trial, settings)
+            successor = trial.start_successor(trial.repository, settings)
+            await successor.wait("it took over", lambda after=successor: after.found("took_over") and after.port)
+            trial.target = successor
+            trial.counted = False
+            status = await asyncio.to_thread(before.process.wait, GONE_TIMEOUT_S)
+            if status:
+                trial.row.problems.append(f"the predecessor exited with {status}")
+            lab.figures["replaced_s"].append(time.monotonic() - begun_s)
+            trial.struck(begun_s)
+    lab.figures["restart_failures"].append(trial.ledger.failures())
+
+
+async def _fail_to_succeed(trial: Trial, settings: dict[str, object]) -> None:
+    """A successor that cannot start changes nothing."""
+    failing = trial.start_successor(trial.repository / "nothing", settings)
+    if await asyncio.to_thread(failing.process.wait, GONE_TIMEOUT_S) == 0:
+        trial.row.problems.append("a successor without models exited with 0")
+    if trial.target.process.poll() is not None:
+        trial.row.problems.append("a successor that failed took its predecessor along")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import socket
 import struct
 import time
@@ -36,6 +37,8 @@ FRESH_SHARE = 0.1
 """Requests that come on a connection of their own."""
 
 PLAIN_KIND = "plain"
+
+_RETRY = re.compile(rb"\r\nretry-after: (\d+)\r\n", re.IGNORECASE)
 
 
 class _Connection(asyncio.Protocol):
@@ -65,9 +68,9 @@ class _Connection(asyncio.Protocol):
             if head is None or len(self._content) < head[2]:
                 return None
             status, begin, end, stays = head
-            body, self._content = self._content[begin:end], self._content[end:]
+            answer, self._content = self._content[:end], self._content[end:]
             if status >= 200:
-                self._generator.answered(self, status, body, stays=stays)
+                self._generator.answered(self, status, answer, begin, stays=stays)
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -87,6 +90,7 @@ class Generator:
         seed: int,
         path: str = "/predictions/m",
         prefix: str = "r",
+        kind: str = PLAIN_KIND,
         deadline_ms: float = 10_000.0,
         fresh_share: float = FRESH_SHARE,
         patience_s: float = PATIENCE_S,
@@ -98,6 +102,7 @@ class Generator:
         self._draw = random.Random(f"{seed}/{prefix}")
         self._path = path
         self._prefix = prefix
+        self._kind = kind
         self._deadline_s = deadline_ms / 1e3
         self._target = f"{path}?deadline_ms={deadline_ms:g}"
         self._fresh_share = fresh_share
@@ -165,7 +170,7 @@ class Generator:
         fresh = self._draw.random() < self._fresh_share
         head = (
             f"POST {self._target} HTTP/1.1\r\nHost: faults\r\nContent-Type: image/png\r\nX-Request-Id: {identity}\r\n"
-            f"{lines}{'Connection: close' if fresh else 'Accept: application/json'}\r\n"
+            f"{lines or self._whose()}{'Connection: close' if fresh else 'Accept: application/json'}\r\n"
             f"Content-Length: {len(image.file)}\r\n\r\n"
         )
         message = head.encode("ascii") + image.file
@@ -206,12 +211,17 @@ class Generator:
             connection.transport.abort()
         self._end(row, Outcome.LEFT)
 
+    def _whose(self) -> str:
+        """Each request comes from an address of its own, so that nobody pays for his neighbour's images."""
+        number = self._number
+        return f"X-Forwarded-For: 10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}\r\n"
+
     def _send_due(self) -> None:
         now = time.monotonic()
         for _ in range(32):
             if self._due_s > now:
                 break
-            self.send()
+            self.send(kind=self._kind)
             self._due_s += self._draw.expovariate(self._rate)
         if self._alarm is not None:
             self._alarm.set(self._due_s)
@@ -241,14 +251,14 @@ class Generator:
 
     # -- endings -------------------------------------------------------------------------------------------------
 
-    def answered(self, connection: _Connection, status: int, body: bytes, *, stays: bool) -> None:
-        """A whole answer came."""
+    def answered(self, connection: _Connection, status: int, answer: bytes, begin: int, *, stays: bool) -> None:
+        """A whole answer came; its body begins at `begin`."""
         row = connection.row
         assert row is not None
         connection.row, connection.last = None, row
         row.status = status
         row.answered_s = time.monotonic()
-        _read(row, body)
+        _read(row, answer[:begin], answer[begin:])
         self._end(row, Outcome.ANSWERED)
         # One that does not stay is the server's to close: until then a second answer would be seen.
         if stays and not connection.transport.is_closing():
@@ -295,7 +305,7 @@ class Generator:
                     self._end(row, Outcome.NOTHING)
 
 
-def _read(row: Row, body: bytes) -> None:
+def _read(row: Row, head: bytes, body: bytes) -> None:
     """Note what an answer says. One that cannot be read says nothing, which is wrong."""
     try:
         document = orjson.loads(body)
@@ -305,5 +315,7 @@ def _read(row: Row, body: bytes) -> None:
             row.version = document["version"]
         else:
             row.code = str(document["code"])
+            retry = _RETRY.search(head)
+            row.retry_s = int(retry[1]) if retry else -1
     except (ValueError, LookupError, TypeError):
         row.request_id = ""

@@ -71,6 +71,8 @@ class Row(msgspec.Struct):
     got: int = -1
     version: int = 0
     answered_s: float = 0.0
+    retry_s: int = -1
+    """Retry-After; -1 without one."""
     more: int = 0
     """Answers after the first."""
     excuse: str = ""
@@ -86,10 +88,17 @@ class Row(msgspec.Struct):
         if self.request_id != self.id:
             return Verdict.WRONG
         if self.status != 200:
-            return Verdict.REFUSED if self.code and self.code != "internal" else Verdict.WRONG
+            return Verdict.REFUSED if self._is_whole_refusal else Verdict.WRONG
         if self.got != self.answer:
             return Verdict.WRONG
         return Verdict.LATE if self.answered_s > self.deadline_s + LATE_TOLERANCE_S else Verdict.OK
+
+    @property
+    def _is_whole_refusal(self) -> bool:
+        """Whether it says why, and where it is to be tried again, when. A fault of the server's own is none."""
+        if self.status in (429, 503) and self.retry_s < 0:
+            return False
+        return self.code not in ("", "internal")
 
     def _unanswered(self) -> Verdict:
         if self.excuse or self.outcome is Outcome.LEFT:

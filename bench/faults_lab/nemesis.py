@@ -55,16 +55,19 @@ class Nemesis:
         in_batch: bool | None,
         spread_s: float,
         told: Callable[[float], None] = lambda _: None,
+        employ: Callable[[], None] = lambda: None,
     ) -> None:
         """Strike the child of that index `count` times, each time once it is up and after a drawn time.
 
-        `in_batch`: only while it runs a batch (True), only while it does not (False), or either way (None).
+        `in_batch`: only while it runs a batch (True), only while it does not (False), or either way (None). `employ`
+        gives it work first: one that dies again and again without having done any is kept waiting longer and longer.
         """
         draw = random.Random(f"{self._seed}/{role}/{index}")
         for _ in range(count):
             blow = None
             while blow is None:
                 life = await self._target.wait_up(role, index)
+                employ()
                 await asyncio.sleep(draw.random() * spread_s)
                 end = time.monotonic() + 5.0
                 while in_batch is not None and is_in_batch(life.pid) is not in_batch and time.monotonic() < end:

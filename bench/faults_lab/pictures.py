@@ -14,8 +14,9 @@ SIDE = 8
 CLASS_COUNT = 100_000
 """Two images have the same answer once in so many."""
 
-PLAIN, CRASH, HANG, KILL, SPIN = (1, 2, 3), (255, 0, 0), (0, 255, 0), (255, 255, 0), (0, 255, 255)
-"""First pixels: an innocent image, and what makes a model with these specials die, stop, be killed, or spin."""
+PLAIN, CRASH, HANG = (1, 2, 3), (255, 0, 0), (0, 255, 0)
+KILL, SPIN, LOST = (255, 255, 0), (0, 255, 255), (255, 0, 255)
+"""First pixels: an innocent image, and what makes a worker die, stop, be killed, spin, or lose its device."""
 
 Pixel = tuple[int, int, int]
 

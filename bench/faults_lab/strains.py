@@ -7,7 +7,6 @@ import random
 import resource
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.faults_lab.kills import DEVICES, PATIENT
@@ -27,17 +26,21 @@ RECOVERY_S_MAX = 1.0
 
 
 async def exhausted(lab: Lab, count: int) -> None:
-    """The gateway has no descriptor left for a while: open connections are served, new ones wait for its end."""
-    settings = {**PATIENT, "decoders": 2}
+    """No descriptor is left for a while, and a worker dies: open connections are served, new ones wait for its end."""
+    settings = {**PATIENT, "decoders": 2, "devices": "cpu,cuda:0"}
     async with lab.trial("no descriptors left", rate=100.0, settings=settings) as trial:
         pid = trial.target.pid
         for _ in range(count):
             limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (_fd_max(pid) + 1, limits[1]))
+            # Open ones stay open; a new one would need a number under this.
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+            blow = trial.nemesis.strike(await trial.target.wait_up("worker", 0), signal.SIGKILL)
+            assert blow is not None
             await asyncio.sleep(EXHAUSTED_S)
             resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
             trial.struck()
-            await asyncio.sleep(2 * RECOVERY_S_MAX)
+            await trial.target.wait_up("worker", 0)
+            await asyncio.sleep(RECOVERY_S_MAX)
     ends_s = trial.faults_s
     waited = [
         row.answered_s - end_s
@@ -46,10 +49,6 @@ async def exhausted(lab: Lab, count: int) -> None:
         if row.answered_s > end_s
     ]
     lab.figures["exhausted_recovery_s"].append(max(waited, default=0.0))
-
-
-def _fd_max(pid: int) -> int:
-    return max(int(fd.name) for fd in Path(f"/proc/{pid}/fd").iterdir())
 
 
 async def leaving(lab: Lab, count: int) -> None:

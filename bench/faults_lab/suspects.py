@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bench.faults_lab.generator import PLAIN_KIND
 from bench.faults_lab.kills import PATIENT
 from bench.faults_lab.ledger import Verdict
-from bench.faults_lab.pictures import CRASH, HANG, KILL, SPIN
+from bench.faults_lab.pictures import CRASH, HANG, KILL, LOST, SPIN
 
 if TYPE_CHECKING:
     from bench.faults_lab.ledger import Row
@@ -21,12 +21,12 @@ SPECIAL = {
     "hang_pixel": list(HANG),
     "kill_pixel": list(KILL),
     "spin_pixel": list(SPIN),
+    "lost_pixel": list(LOST),
 }
 
 TWO = {**PATIENT, "decoders": 2, "devices": "cpu,cuda:0"}
 
 FLOOD_CLIENT = "X-Forwarded-For: 192.0.2.66\r\n"
-BELIEVED = {"trusted_proxies": "127.0.0.0/8", "forwarded": "x-forwarded-for"}
 
 
 async def hangs(lab: Lab, count: int) -> None:
@@ -128,8 +128,7 @@ async def spinners(lab: Lab, count: int) -> None:
 async def flood(lab: Lab, count: int) -> None:
     """One client sends poison after poison, each another image: it is refused, and the others are served."""
     name = "one client, many poisons, 2 workers"
-    settings = {**TWO, **BELIEVED}
-    async with lab.trial(name, rate=60.0, model={"fake": SPECIAL}, settings=settings) as trial:
+    async with lab.trial(name, rate=60.0, model={"fake": SPECIAL}, settings=TWO) as trial:
         rows = []
         for number in range(count):
             rows.append(
@@ -140,6 +139,35 @@ async def flood(lab: Lab, count: int) -> None:
         lab.figures["flood_deaths"].append(_deaths(trial))
         if rows[-1].code != "rate_limited":
             trial.row.problems.append(f"the last of {count} poisons of one client got {rows[-1].code}")
+    _innocents(lab, trial)
+
+
+async def lost_devices(lab: Lab, count: int) -> None:
+    """Images on which the device fails for good: the worker says so, exits and is replaced."""
+    name = "image on which the device is lost, 2 there"
+    async with lab.trial(name, rate=60.0, model={"fake": SPECIAL}, settings=TWO) as trial:
+        for number in range(count):
+            before = _deaths(trial)
+            row = await trial.generator.ask(kind="lost", first=LOST, number=1_000_000 + number)
+            trial.struck(row.sent_s)
+            trial.target.poll()
+            if row.verdict is not Verdict.REFUSED or not 0 < _deaths(trial) - before <= 5:
+                trial.row.problems.append(f"lost: {row.status} {row.code}, {_deaths(trial) - before} deaths")
+    _innocents(lab, trial)
+
+
+async def tight(lab: Lab, count: int) -> None:
+    """Batches of more than two images do not fit in memory: they are split, and the size is not tried for ever."""
+    model = {"batching": {"sizes": [1, 2, 4, 8]}, "fake": {"base_ms": 10.0, "memory_images": 2}}
+    async with lab.trial("batches that do not fit in memory", rate=40.0, model=model, settings=TWO) as trial:
+        for _ in range(count):
+            rows = [trial.generator.send() for _ in range(16)]
+            for row in rows:
+                await trial.generator.ended(row)
+            trial.struck()
+        trial.target.poll()
+        if _deaths(trial):
+            trial.row.problems.append(f"{_deaths(trial)} workers died of batches that they were to split")
     _innocents(lab, trial)
 
 

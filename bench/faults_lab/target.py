@@ -33,6 +33,16 @@ ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 60.0
 """Bound of every wait for something that has to come."""
 
+SETTINGS: dict[str, object] = {
+    "log_level": "info",
+    # Connections are kept for as long as a trial lasts, so that none is closed under a request that is just sent.
+    "header_timeout_s": 300,
+    # Clients say which address they come from.
+    "trusted_proxies": "127.0.0.0/8",
+    "forwarded": "x-forwarded-for",
+}
+"""What every gateway under test is started with."""
+
 POLL_S = 0.002
 """How often a condition is looked at."""
 
@@ -160,11 +170,22 @@ class Target:
         """Until that child is up."""
         return (await self.wait(f"{role} {index} is up", lambda: self.up(role, index)))[0]
 
+    def admin_socket(self) -> Path:
+        """Where its admin front listens."""
+        return self.log.parent / "penstock" / f"admin-{self.port}.sock"
+
     # -- its pages -----------------------------------------------------------------------------------------------
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """(status, body) of one of its pages."""
         return await asyncio.to_thread(_get, f"http://127.0.0.1:{self.port}{path}")
+
+    async def post(self, path: str, body: bytes, content_type: str) -> int:
+        """The status of one request, outside any ledger."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", body, {"Content-Type": content_type}, method="POST"
+        )
+        return (await asyncio.to_thread(_get, request))[0]
 
     async def wait_ready(self) -> None:
         """Until it says that it is ready."""
@@ -175,6 +196,11 @@ class Target:
                 raise TimeoutError("the gateway did not get ready")
             await asyncio.sleep(0.01)
         self.poll()
+
+    async def names(self) -> list[str]:
+        """The models that it serves."""
+        _, body = await self.get("/models")
+        return [model["name"] for model in json.loads(body)["models"]]
 
     async def metrics(self) -> dict[tuple[str, ...], float]:
         """Every sample of /metrics: (name, label values in the order of their names) → value."""
@@ -207,7 +233,7 @@ class Target:
         self._lines.close()
 
 
-def _get(url: str) -> tuple[int, bytes]:
+def _get(url: str | urllib.request.Request) -> tuple[int, bytes]:
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return answer.status, answer.read()
@@ -242,20 +268,26 @@ def send_signal(pid: int, number: int) -> bool:
     return False
 
 
-def start(repository: Path, folder: Path, *flags: str, environ: Mapping[str, str], **settings: object) -> Target:
+def start(
+    repository: Path,
+    folder: Path,
+    *flags: str,
+    port: int = 0,
+    environ: Mapping[str, str] | None = None,
+    **settings: object,
+) -> Target:
     """Start a gateway with settings by environment, which logs into `folder` and keeps its sockets there."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
     variables |= {"XDG_RUNTIME_DIR": str(folder), "XDG_STATE_HOME": str(folder), "PYTHONPATH": str(ROOT)}
-    # Connections are kept for as long as a trial lasts, so that none is closed under a request that is just sent.
-    for name, value in {"header_timeout_s": 300, "log_level": "info", **settings}.items():
+    for name, value in {**SETTINGS, **settings}.items():
         if name in KEYS:
             variables[f"PENSTOCK_{name.upper()}"] = str(value)
     log = folder / f"{time.monotonic_ns()}.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "--models", str(repository), "--port", "0", *flags],
+            [sys.executable, "-m", "gateway", "serve", "--models", str(repository), "--port", str(port), *flags],
             cwd=ROOT,
-            env=variables | dict(environ),
+            env=variables | dict(environ or {}),
             stdout=subprocess.DEVNULL,
             stderr=sink,
             start_new_session=True,  # Ctrl-C is the bench's to handle
@@ -265,11 +297,11 @@ def start(repository: Path, folder: Path, *flags: str, environ: Mapping[str, str
 
 @contextlib.asynccontextmanager
 async def target(
-    repository: Path, *flags: str, environ: Mapping[str, str] | None = None, **settings: object
+    repository: Path, environ: Mapping[str, str] | None = None, **settings: object
 ) -> AsyncIterator[Target]:
     """`start` in a folder of its own; wait until it is ready, and end it."""
     with tempfile.TemporaryDirectory(prefix="penstock-faults-") as folder:
-        running = start(repository, Path(folder), *flags, environ=environ or {}, **settings)
+        running = start(repository, Path(folder), environ=environ, **settings)
         try:
             await running.wait_ready()
             yield running

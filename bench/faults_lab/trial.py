@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from bench.faults_lab import checker
 from bench.faults_lab.generator import Generator
 from bench.faults_lab.ledger import Ledger, Verdict
 from bench.faults_lab.nemesis import Nemesis
-from bench.faults_lab.target import target, write_model
+from bench.faults_lab.target import start, target, write_model
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -106,8 +107,11 @@ class Lab:
                         trial.row.problems.append(f"not tried to its end: {error}")
                         unlasting = True
                     await trial.end(lasting=not unlasting)
+                except asyncio.CancelledError:
+                    trial.row.problems.append("interrupted")
+                    raise
                 finally:
-                    trial.generator.close()
+                    trial.close()
                     self._keep(trial)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -138,12 +142,42 @@ class Trial:
         self.nemesis = Nemesis(running, seed)
         self.generator.on_end = self._note
         self.faults_s: list[float] = []
+        self.counted = True
+        """Whether the gateway's counters have seen every request: not if it is a successor."""
+        self._successors: list[Target] = []
         self._last_good_s = 0.0
         self._baseline: checker.Baseline | None = None
 
     def another(self, prefix: str, *, rate: float, **options: Any) -> Generator:
         """A further client with the same ledger. Whoever makes it starts and finishes it."""
         return Generator(self.ledger, self.target.port, rate=rate, seed=self.seed, prefix=prefix, **options)
+
+    def start_successor(self, repository: Path, settings: Mapping[str, object]) -> Target:
+        """Start a gateway that is to take the place of the one that is tried. It ends with the trial, too."""
+        before = self.target
+        successor = start(repository, before.log.parent, "--replace", port=before.port, **settings)
+        self._successors.append(successor)
+        return successor
+
+    def close(self) -> None:
+        """End everything that this trial started, whatever state it is in."""
+        self.generator.close()
+        for successor in self._successors:
+            successor.close()
+
+    def burst(self, count: int) -> None:
+        """So many requests at once, for everybody to have something to do."""
+        for _ in range(count):
+            self.generator.send()
+
+    async def strike_all(self) -> None:
+        """Kill every child that is up."""
+        self.target.poll()
+        for role in ("worker", "decoder"):
+            for life in self.target.up(role):
+                blow = self.nemesis.strike(life, signal.SIGKILL)
+                if blow is not None:
+                    await self.nemesis.wait_died(blow)
 
     def struck(self, at_s: float | None = None) -> None:
         """One more fault was dealt, now or then."""
@@ -175,7 +209,8 @@ class Trial:
         problems = checker.outcomes(self.ledger)
         if lasting:
             problems += await checker.settled(self.target)
-            problems += await checker.counters(self.target, self.ledger)
+            if self.counted:
+                problems += await checker.counters(self.target, self.ledger)
             problems += checker.names_in_shm(self.target)
             assert self._baseline is not None
             problems += await checker.back_to(self.target, self._baseline)

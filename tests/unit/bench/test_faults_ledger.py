@@ -29,10 +29,10 @@ class Served:
         self.digest = zlib.crc32(pixels) % CLASS_COUNT
         self.writer = writer
 
-    def answer(self, *, status: int = 200, **changes) -> None:
+    def answer(self, *, status: int = 200, headers: bytes = b"", **changes) -> None:
         document = {"request_id": self.id, "version": 1, "prediction": [{"index": self.digest}]} | changes
         body = json.dumps(document).encode()
-        self.writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+        self.writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n%b\r\n%b" % (status, len(body), headers, body))
 
 
 def asked(behave, count=3, until=lambda _: True, **options):
@@ -95,14 +95,18 @@ def fault_of_ours(served):
 
 
 def no_code(served):
-    served.answer(status=503)
+    served.answer(status=502)
+
+
+def no_date(served):
+    served.answer(status=503, code="overloaded")
 
 
 def garbage(served):
     served.writer.write(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
 
 
-@pytest.mark.parametrize("behave", [swapped, of_another, no_document, fault_of_ours, no_code, garbage])
+@pytest.mark.parametrize("behave", [swapped, of_another, no_document, fault_of_ours, no_code, no_date, garbage])
 def test_what_is_not_this_image_s_answer_is_wrong(behave):
     ledger = asked(behave)
     assert ledger.verdicts() == {Verdict.WRONG: 3}
@@ -152,8 +156,9 @@ def test_nobody_there_is_a_lost_request():
 
 
 def test_a_refusal_with_a_code_is_one():
-    ledger = asked(lambda served: served.answer(status=503, code="overloaded"))
+    ledger = asked(lambda served: served.answer(status=503, code="overloaded", headers=b"Retry-After: 2\r\n"))
     assert ledger.verdicts() == {Verdict.REFUSED: 3}
+    assert {row.retry_s for row in ledger.rows} == {2}
     assert ledger.codes() == {"overloaded": 3}
 
 

@@ -1,0 +1,157 @@
+"""Models that are reloaded, loaded and unloaded under load, through the admin front as an operator would."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.faults_lab.kills import PATIENT
+from bench.faults_lab.target import all_children, write_model
+
+if TYPE_CHECKING:
+    from bench.faults_lab.trial import Lab, Trial
+
+WAIT_S = 60
+
+GOOD = {"base_ms": 5.0}
+
+RELOADS: tuple[tuple[str, dict[str, object] | None, bool], ...] = (
+    # (in words, [fake] of the new files or None for a file that does not parse, whether it is to be taken)
+    ("good", {**GOOD, "image_ms": 0.5}, True),
+    ("corrupt", None, False),
+    ("slow", {**GOOD, "load_ms": 1500.0}, True),
+    ("crashing", {**GOOD, "load": "crash"}, False),
+    ("good", {**GOOD, "image_ms": 0.25}, True),
+    ("refusing", {**GOOD, "load": "refuse"}, False),
+    ("too large", {**GOOD, "load": "no_memory"}, False),
+)
+
+
+async def operate(
+    trial: Trial, method: str, path: str, body: dict[str, Any] | None = None
+) -> tuple[int, dict[str, Any]]:
+    """(status, document) of one request to the admin front, on a connection of its own."""
+    content = b"" if body is None else json.dumps(body).encode()
+    socket = trial.target.admin_socket()
+    reader, writer = await asyncio.open_unix_connection(str(socket))
+    writer.write(
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n".encode()
+        + content
+    )
+    async with asyncio.timeout(WAIT_S + 30):
+        answer = await reader.read()
+    writer.close()
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]), json.loads(rest)
+
+
+async def reloads(lab: Lab, count: int) -> None:
+    """Good, slow, corrupt, crashing and too large ones; the old files serve until the new ones do, or for good."""
+    settings = {**PATIENT, "decoders": 2}
+    async with lab.trial("model: reload", rate=100.0, model={"fake": GOOD}, settings=settings) as trial:
+        for number in range(count):
+            words, fake, taken = RELOADS[number % len(RELOADS)]
+            rewrite(trial.repository, fake)
+            begun_s = time.monotonic()
+            status, document = await operate(trial, "POST", f"/admin/models/m/reload?wait={WAIT_S}", {})
+            trial.struck(begun_s)
+            if (status == 200) is not taken:
+                trial.row.problems.append(f"a {words} reload ended with {status}: {str(document)[:300]}")
+        rewrite(trial.repository, GOOD)
+    lab.figures["reload_failures"].append(trial.ledger.failures())
+
+
+def rewrite(repository: Path, fake: dict[str, object] | None, name: str = "m") -> None:
+    """Replace the model's files, as a copy over them would. None: by what no model is."""
+    file = repository / name / "1" / "model.toml"
+    if fake is None:
+        file.write_text('backend = "fake"\n[input\n')
+        return
+    aside = repository / ".aside"
+    made = write_model(aside, name, fake=fake)
+    (made / "model.toml").replace(file)
+    for folder in (made, made.parent, aside):
+        folder.rmdir()
+
+
+async def cycles(lab: Lab, count: int) -> None:
+    """A model of 64 MiB is loaded beside one that serves, is asked, and is unloaded; memory stays where it was."""
+    settings = {**PATIENT, "decoders": 2}
+    big = {"fake": {"base_ms": 1.0, "memory_size": 64 << 20}}
+    models = {"big": big}
+    async with lab.trial(
+        "model: load and unload", rate=40.0, model={"fake": GOOD}, models=models, settings=settings
+    ) as trial:
+        asker = trial.another("big", rate=0, path="/predictions/big")
+        asker.start()
+        await operate(trial, "DELETE", f"/admin/models/big?wait={WAIT_S}")
+        for _ in range(count):
+            begun_s = time.monotonic()
+            status, document = await operate(trial, "POST", f"/admin/models/big/versions?wait={WAIT_S}", {"version": 1})
+            if status != 200:
+                trial.row.problems.append(f"a load ended with {status}: {str(document)[:300]}")
+            await asker.ask(kind="big")
+            status, document = await operate(trial, "DELETE", f"/admin/models/big?wait={WAIT_S}")
+            if status != 200:
+                trial.row.problems.append(f"an unload ended with {status}: {str(document)[:300]}")
+            trial.struck(begun_s)
+            lab.figures["given_back_share"].append(float(document.get("result", {}).get("given_back_share", 0.0)))
+            lab.figures["cycle_memory_kib"].append(_resident_kib(trial.target.pid))
+        await asker.finish()
+    lab.figures["cycle_failures"].append(trial.ledger.failures())
+
+
+def _resident_kib(pid: int) -> float:
+    """Memory of a gateway and its children, shared pages counted once."""
+    total = 0.0
+    for each in (pid, *all_children(pid)):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+            total += sum(float(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+async def neighbours(lab: Lab, count: int) -> None:
+    """One model crashes whenever it is up, on a device of its own; the other's goodput with it over that without."""
+    settings = {**PATIENT, "decoders": 2, "devices": "cpu,cuda:0"}
+    model = {"fake": {"base_ms": 5.0}, "limits": {"deadline_ms": 300.0}, "residency": {"devices": ["cpu"]}}
+    loop = {"fake": {"base_ms": 5.0, "kill_pixel": [1, 2, 3]}, "residency": {"devices": ["cuda:0"]}}
+    name = "model in a crash loop, another one beside it"
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    async with lab.trial(
+        name, rate=0.0, model=model, models={"loop": loop}, settings=settings, deadline_ms=300.0
+    ) as trial:
+        for number in range(2 * count):
+            looping = number % 2 == 1
+            rates[looping].append(await _round(trial, number, looping=looping))
+        trial.target.poll()
+        deaths = len(trial.target.found("child_died", role="worker"))
+        if deaths < count:
+            trial.row.problems.append(f"{deaths} deaths in {count} rounds: this was no crash loop")
+        trial.row.faults += deaths
+    lab.figures["neighbour_share"] += [
+        with_it / alone for alone, with_it in zip(rates[False], rates[True], strict=True)
+    ]
+
+
+async def _round(trial: Trial, number: int, *, looping: bool, seconds: float = 5.0, rate: float = 100.0) -> float:
+    """Right answers in time, per request that was sent to the one that is well."""
+    well = trial.another(f"well{number}", rate=rate, deadline_ms=300.0)
+    ill = trial.another(f"ill{number}", rate=20.0 if looping else 0.0, path="/predictions/loop", kind="loop")
+    ill.start()
+    if looping:
+        await asyncio.sleep(1.0)
+    begin = len(trial.ledger.rows)
+    well.start()
+    await asyncio.sleep(seconds)
+    await well.finish()
+    ill.pause()
+    rows = [row for row in trial.ledger.rows[begin:] if row.id.startswith(f"well{number}-")]
+    await ill.finish()
+    await trial.target.wait("the worker is back", lambda: len(trial.target.up("worker")) == 2)
+    return sum(row.verdict == "ok" for row in rows) / len(rows)
