@@ -49,7 +49,7 @@ _REFUSALS: dict[ItemStatus, type[errors.Refusal]] = {
 class ModelState:
     """One model as people see it: what its worker said last, per worker."""
 
-    __slots__ = ("crashes", "failures", "loaded", "loading")
+    __slots__ = ("crashes", "failures", "loaded", "loading", "measured")
 
     def __init__(self) -> None:
         self.crashes: dict[int, int] = {}
@@ -57,6 +57,8 @@ class ModelState:
         self.loading: dict[int, str] = {}
         self.loaded: dict[int, wire.Loaded] = {}
         self.failures: dict[int, str] = {}
+        self.measured: dict[int, list[wire.ProfilePoint]] = {}
+        """What batches take, by seat: whoever comes up there next need not measure it again."""
 
 
 def _ranks(fields: Sequence[Field]) -> bool:
@@ -173,6 +175,11 @@ class Children:
                 models=worker.models,
                 device=self.devices[worker.seat],
                 thread_count=self._thread_count,
+                profiles={
+                    model: self.states[model].measured[worker.seat]
+                    for model in worker.models
+                    if worker.seat in self.states[model].measured
+                },
             )
 
         return heritage
@@ -334,6 +341,7 @@ class Children:
             state.loading.pop(index, None)
             state.failures.pop(index, None)
             state.loaded[index] = message
+            state.measured[worker.seat] = message.profile
             _log.info(
                 "model_loaded",
                 model=model.name,

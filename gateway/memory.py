@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,13 +19,14 @@ from shm.heritage import Grant, Heritage, Limits, ModelGrant
 from shm.segment import Segment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from gateway.models.repository import ModelVersion
     from gateway.models.spec import Contract
+    from shm.wire import ProfilePoint
 
 
 def slot_count(contract: Contract, *, worker_count: int, decoder_count: int, frame_count_max: int) -> int:
@@ -138,19 +140,25 @@ class Memory:
         models: Iterable[int],
         device: str,
         thread_count: int,
+        profiles: Mapping[int, Sequence[ProfilePoint]] = MappingProxyType({}),
     ) -> Heritage:
-        """What a worker inherits that is to serve `models`, by line index."""
+        """What a worker inherits that is to serve `models`, by line index; so are `profiles`, measured there before."""
         return Heritage(
             parent=parent,
             socket_fd=socket_fd,
             recorder=Grant(recorder.fd, recorder.size, writable=True),
-            models=[self._grant(index, self.models[index], for_worker=True) for index in sorted(models)],
+            models=[
+                self._grant(index, self.models[index], for_worker=True, profile=profiles.get(index, ()))
+                for index in sorted(models)
+            ],
             device=device,
             thread_count=thread_count,
         )
 
     @staticmethod
-    def _grant(index: int, memory: ModelMemory, *, for_worker: bool) -> ModelGrant:
+    def _grant(
+        index: int, memory: ModelMemory, *, for_worker: bool, profile: Sequence[ProfilePoint] = ()
+    ) -> ModelGrant:
         model = memory.model
         input_fd = memory.input_readonly_fd if for_worker else memory.input.fd
         return ModelGrant(
@@ -163,4 +171,5 @@ class Memory:
             label_count=len(model.labels),
             input=Grant(input_fd, memory.input.size, writable=not for_worker),
             output=Grant(memory.output.fd, memory.output.size, writable=True) if for_worker else None,
+            profile=tuple(profile),
         )

@@ -105,6 +105,9 @@ def _load(
         send(Loading(index, "warmup", done / len(sizes)))
         backend.warmup(size)
 
+    if [point.size for point in grant.profile] == list(sizes):
+        # It was here before: measuring takes several times as long as everything else, and people wait.
+        return model, Loaded(index, list(answer.fields), list(grant.profile), backend.provider, 0)
     image = noise(rows[0].size)
     top_k = contract.output.top_k
     slot_size = len(slots.output.map) // slots.slot_count

@@ -16,6 +16,7 @@ from typing import Self
 import msgspec
 
 from shm.segment import Segment, map_for_views
+from shm.wire import ProfilePoint
 
 _PR_SET_PDEATHSIG = 1
 
@@ -54,6 +55,8 @@ class ModelGrant(msgspec.Struct, frozen=True, kw_only=True):
     input: Grant
     output: Grant | None
     """None for decoders."""
+    profile: tuple[ProfilePoint, ...] = ()
+    """What batches were measured to take on this device before, one point a size; else the worker measures them."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

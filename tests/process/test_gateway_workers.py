@@ -71,6 +71,17 @@ def test_killed_while_idle(running):
     assert deaths(running) == before + 1
 
 
+def test_started_again_it_need_not_measure_again(running):
+    def measured():
+        (worker,) = running.ask("GET", "/models/m").document["versions"][0]["workers"]
+        return [(point["size"], point["p50_ms"], point["p99_ms"]) for point in worker["profile"]]
+
+    before = measured()
+    os.kill(running.child("worker"), signal.SIGKILL)
+    assert running.predict(png(1)).top == digest(pixels(1))
+    assert measured() == before, "two measurements agree to the microsecond"
+
+
 def test_while_it_is_replaced_the_gateway_says_so_and_keeps_deadlines(running):
     before = deaths(running)
     os.kill(running.child("worker"), signal.SIGKILL)

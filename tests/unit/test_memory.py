@@ -18,6 +18,7 @@ from gateway.models.spec import Contract, parse_contract
 from shm import layout
 from shm.heritage import Grant, Limits
 from shm.segment import Segment
+from shm.wire import ProfilePoint
 
 BASE = "[input]\nwidth = 5\nheight = 3\n[output]\n"
 CLASSES = parse_contract(BASE + 'task = "classification"\ntop_k_max = 10\n[batching]\nsizes = [1, 2]\n')
@@ -86,6 +87,14 @@ def test_a_worker_writes_outputs_only_reads_pixels_and_never_sees_a_body(memory,
         assert grant.output is not None
         assert_writable(grant.output, writable=True)
         assert grant.directory == f"/nowhere/{grant.name}"
+
+
+def test_a_worker_is_told_what_was_measured_in_its_place_before(memory, recorder):
+    known = [ProfilePoint(1, 5, 6)]
+    heritage = memory.worker_heritage(
+        os.getpid(), 99, recorder, models=[0, 1], device="cpu", thread_count=1, profiles={1: known}
+    )
+    assert [list(grant.profile) for grant in heritage.models] == [[], known]
 
 
 def test_nobody_else_can_be_given_the_bodies_for_writing(memory):

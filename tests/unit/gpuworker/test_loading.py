@@ -10,7 +10,7 @@ from gpuworker.model import GatewayBug
 from shm import layout
 from shm.heritage import Grant, ModelGrant
 from shm.segment import Segment
-from shm.wire import Loaded, LoadFailed, Loading
+from shm.wire import Loaded, LoadFailed, Loading, ProfilePoint
 from tests.support import graphs
 
 CPU = Device("cpu", 0)
@@ -61,6 +61,23 @@ def test_coming_up_it_leaves_the_slots_of_those_who_serve_alone(grant, tmp_path)
     assert isinstance(said[-1], Loaded)
     assert set(seen.map[:]) == {0xA5}
     seen.close()
+    model.close()
+
+
+def test_what_was_measured_before_is_believed_and_every_size_is_run_all_the_same(grant, tmp_path):
+    graphs.save(graphs.means(), tmp_path)
+    known = [ProfilePoint(size, 7, 8) for size in (1, 2, 4)]
+    model, said = load(grant(graphs.contract(), profile=tuple(known)))
+    assert [message.stage for message in said[:-1]] == ["session", "warmup", "warmup", "warmup"]
+    assert said[-1].profile == known
+    model.close()
+
+
+def test_what_was_measured_of_other_sizes_is_not(grant, tmp_path):
+    graphs.save(graphs.means(), tmp_path)
+    model, said = load(grant(graphs.contract(), profile=(ProfilePoint(1, 7, 8), ProfilePoint(8, 7, 8))))
+    assert [point.size for point in said[-1].profile] == [1, 2, 4]
+    assert said[-1].profile[0] != ProfilePoint(1, 7, 8)
     model.close()
 
 
