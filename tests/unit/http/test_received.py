@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gateway.http.front import Connection, _Server
+from gateway.http.connections import Connection, Server
 from gateway.http.responses import Reply
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -47,7 +47,7 @@ def with_connection(story):
             await request.content.read()
             return Reply(b"", "text/plain", "id")
 
-        server = _Server(handle, connections_max=1, options={}, refuse=lambda *_: None)
+        server = Server(handle, connections_max=1, options={}, refuse=lambda *_: None)
         connection = server.protocol()
         assert isinstance(connection, Connection)
         wire = Wire()
