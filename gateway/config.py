@@ -137,7 +137,21 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         noted(
             "",
             "Unix socket of the admin front; '': admin-PORT.sock in the runtime folder; 'off': none.",
+            bound="a path of at most 107 bytes, '' or 'off'",
             max_length=107,
+        ),
+    ] = ""
+    admin_port: Annotated[
+        int, noted("", "TCP port of the admin front; 0: none. Needs admin_token_sha256.", ge=0, le=65_535)
+    ] = 0
+    admin_host: Annotated[str, noted("", "Address that admin_port is on.", min_length=1, max_length=255)] = "127.0.0.1"
+    admin_token_sha256: Annotated[
+        str,
+        noted(
+            "",
+            "SHA-256 of the token that admin_port asks for; `penstock admin-token` makes both.",
+            bound="64 hexadecimal digits, small letters, or ''",
+            pattern=r"^([0-9a-f]{64})?\Z",
         ),
     ] = ""
     overlap: Annotated[
@@ -224,6 +238,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             _check_network(network)
         if bool(self.trusted_proxies) != bool(self.forwarded):
             raise ValueError("trusted_proxies and forwarded need each other; set both or none")
+        if bool(self.admin_port) != bool(self.admin_token_sha256):
+            raise ValueError("admin_port and admin_token_sha256 need each other; `penstock admin-token` makes a token")
+        if self.admin_port and self.admin_port == self.port:
+            raise ValueError("admin_port is the public port; choose another one")
 
     def decoder_count(self) -> int:
         """Decoder processes to start on this machine."""

@@ -36,6 +36,12 @@ class Unauthorized(Refusal):
     code = "unauthorized"
 
 
+class Forbidden(Refusal):
+    """Who asks may not, whatever they know: a page in a browser, say."""
+
+    code = "forbidden"
+
+
 class NotFound(Refusal):
     """No such path."""
 
@@ -122,6 +128,12 @@ class ModelNotReady(Refusal):
     """The model is known and not serving (yet)."""
 
     code = "model_not_ready"
+
+
+class OperationFailed(Refusal):
+    """A change that an operator asked for failed, and everything is as it was; the operation says why."""
+
+    code = "operation_failed"
 
 
 class DeadlineExceeded(Refusal):

@@ -25,6 +25,9 @@ FIRST_SIZE = 1 << 20
 16 MiB each and send nothing would otherwise hold the whole default budget.
 """
 
+_MALFORMED = (RequestPayloadError, ClientPayloadError, HttpProcessingError)
+"""What the parser says of a body that is no HTTP."""
+
 LOOK_S = 0.5
 """How often a slow body's rate is looked at."""
 
@@ -54,7 +57,7 @@ class BodyReader:
         size = request.content_length
         if not size or not content.is_eof():
             return None
-        self._check_encoding(request)
+        _check_encoding(request)
         if size > self._size_max:
             raise self._too_large()
         piece = content.read_nowait(-1)
@@ -68,7 +71,7 @@ class BodyReader:
 
         Raises: PayloadTooLarge, UnsupportedMediaType, BadRequest, BodyTimeout, DeadlineExceeded, Draining, Overloaded.
         """
-        self._check_encoding(request)
+        _check_encoding(request)
         size = request.content_length
         if size is None and request.content.is_eof() and "Transfer-Encoding" not in request.headers:
             raise errors.BadRequest("the request has no body; send an image")
@@ -127,17 +130,41 @@ class BodyReader:
                         return await content.readany()
                 except TimeoutError:
                     continue
-        except (RequestPayloadError, ClientPayloadError, HttpProcessingError):
+        except _MALFORMED:
             raise errors.BadRequest("the body is not well-formed HTTP") from None
-
-    @staticmethod
-    def _check_encoding(request: BaseRequest) -> None:
-        encoding = request.headers.get("Content-Encoding")
-        if encoding is not None and encoding.lower() != "identity":
-            raise errors.UnsupportedMediaType("bodies are never decompressed here; send this one as it is")
 
     def _too_large(self) -> errors.PayloadTooLarge:
         return errors.PayloadTooLarge(f"the body is over {self._size_max} bytes; send a smaller one, or fewer images")
+
+
+async def read_small(request: BaseRequest, size_max: int, timeout_s: float) -> bytes:
+    """A whole body that is no image, on the heap; b"" when there is none.
+
+    Raises: PayloadTooLarge, UnsupportedMediaType, BadRequest, BodyTimeout.
+    """
+    _check_encoding(request)
+    too_large = errors.PayloadTooLarge(f"the body is over {size_max} bytes; send a smaller one")
+    if (request.content_length or 0) > size_max:
+        raise too_large
+    content = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            _continue(request)
+            while piece := await request.content.readany():
+                content += piece
+                if len(content) > size_max:
+                    raise too_large
+    except TimeoutError:
+        raise errors.BodyTimeout(f"the body took longer than {timeout_s:g} s; send it faster") from None
+    except _MALFORMED:
+        raise errors.BadRequest("the body is not well-formed HTTP") from None
+    return bytes(content)
+
+
+def _check_encoding(request: BaseRequest) -> None:
+    encoding = request.headers.get("Content-Encoding")
+    if encoding is not None and encoding.lower() != "identity":
+        raise errors.UnsupportedMediaType("bodies are never decompressed here; send this one as it is")
 
 
 def _continue(request: BaseRequest) -> None:

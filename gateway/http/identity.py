@@ -83,10 +83,7 @@ class Identity:
         return client if client in self._keyed else self._address(request)
 
     def _by_key(self, request: web.BaseRequest, credentials: str) -> Client:
-        found = _BEARER.fullmatch(credentials.strip())
-        if found is None or len(request.headers.getall("Authorization")) > 1:
-            raise errors.Unauthorized("the credentials are not of the form Authorization: Bearer KEY")
-        client = self._keys.get(digest_of(found[1]))
+        client = self._keys.get(digest_of(bearer_of(request, credentials)))
         if client is None:
             raise errors.Unauthorized("this key is not known here; ask whoever runs the server for one")
         return client
@@ -116,6 +113,14 @@ class Identity:
 
     def _is_trusted(self, address: Address) -> bool:
         return any(address in network for network in self._trusted)
+
+
+def bearer_of(request: web.BaseRequest, credentials: str) -> str:
+    """What a request with these credentials names as its bearer's key. Raises Unauthorized."""
+    found = _BEARER.fullmatch(credentials.strip())
+    if found is None or len(request.headers.getall("Authorization")) > 1:
+        raise errors.Unauthorized("the credentials are not of the form Authorization: Bearer KEY")
+    return found[1]
 
 
 class Origin:

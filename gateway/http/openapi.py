@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 _BINARY = {"type": "string", "format": "binary", "description": "bin, the bytes themselves"}
-_RETRY_AFTER = {"description": "Seconds after which to try again.", "schema": {"type": "integer", "minimum": 0}}
-_REQUEST_ID = {
+RETRY_AFTER = {"description": "Seconds after which to try again.", "schema": {"type": "integer", "minimum": 0}}
+REQUEST_ID = {
     "description": "The request's own X-Request-Id when it is sane, else a fresh one.",
     "schema": {"type": "string"},
 }
@@ -44,14 +44,17 @@ _RATE_LIMIT_POLICY = {
     "schema": {"type": "string"},
     "example": '"realtime";q=200;w=2;qu="images"',
 }
-_CHALLENGE = {"description": "Names the scheme, Bearer.", "schema": {"type": "string"}}
+CHALLENGE = {"description": "Names the scheme, Bearer.", "schema": {"type": "string"}}
 _TRY_LATER = frozenset({429, 503})
 
-_PAGE_REFUSALS = (errors.MethodNotAllowed, errors.Refusal, errors.VersionNotSupported)
+PAGE_REFUSALS = (errors.MethodNotAllowed, errors.Refusal, errors.VersionNotSupported)
 """What any page may answer besides itself."""
 
-_NOT_FOR_PREDICTIONS = (errors.NotFound,)
-"""These paths exist."""
+NOT_FOR_PREDICTIONS = (
+    *(errors.Forbidden, errors.NotFound),
+    *(errors.InsufficientMemory, errors.LoadFailed, errors.MemoryNotGivenBack, errors.OperationFailed),
+)
+"""These paths exist and are open to pages; the others are how changes of what is served fail."""
 
 
 _LIMITS = {
@@ -83,7 +86,7 @@ def document(models: Sequence[ModelVersion]) -> dict[str, Any]:
                         "model",
                         "One model: effective contract, state, device and measured profile of each version.",
                         _OBJECT,
-                        _problems((errors.UnknownModel, *_PAGE_REFUSALS)),
+                        problems((errors.UnknownModel, *PAGE_REFUSALS)),
                     ),
                     "parameters": [_path("name", "A model's name.", _names(models))],
                 }
@@ -93,11 +96,11 @@ def document(models: Sequence[ModelVersion]) -> dict[str, Any]:
         "components": {
             "schemas": _schemas(),
             "headers": {
-                "RetryAfter": _RETRY_AFTER,
-                "RequestId": _REQUEST_ID,
+                "RetryAfter": RETRY_AFTER,
+                "RequestId": REQUEST_ID,
                 "RateLimit": _RATE_LIMIT,
                 "RateLimitPolicy": _RATE_LIMIT_POLICY,
-                "Challenge": _CHALLENGE,
+                "Challenge": CHALLENGE,
             },
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer", "description": "A key from whoever runs the server."}
@@ -123,7 +126,7 @@ def _predict(models: Sequence[ModelVersion], *, with_version: bool) -> Schema:
         parameters.insert(1, named)
     else:
         parameters.append(_ROUTE_KEY)
-    answer = {"schema": _ref("Answer")}
+    answer = {"schema": ref("Answer")}
     return {
         "operationId": "predict_version" if with_version else "predict",
         "summary": "Classify one image or several" + (", with one version." if with_version else "."),
@@ -136,7 +139,7 @@ def _predict(models: Sequence[ModelVersion], *, with_version: bool) -> Schema:
                 "headers": {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}, **_LIMITS},
                 "content": {responses.JSON: answer, responses.MSGPACK: answer},
             },
-            **_problems(kind for kind in responses.STATUS if kind not in _NOT_FOR_PREDICTIONS),
+            **problems(kind for kind in responses.STATUS if kind not in NOT_FOR_PREDICTIONS),
         },
     }
 
@@ -144,7 +147,7 @@ def _predict(models: Sequence[ModelVersion], *, with_version: bool) -> Schema:
 def _bodies() -> Schema:
     """Each media type that is read, with what is in it."""
     several_in = {
-        "application/json": _ref("JsonRequest"),
+        "application/json": ref("JsonRequest"),
         "multipart/form-data": {
             "type": "object",
             "description": "Files under any names, and the parameters.",
@@ -152,7 +155,7 @@ def _bodies() -> Schema:
             "additionalProperties": {"type": "string", "format": "binary"},
         },
     }
-    msgpack = _ref("MsgpackRequest")
+    msgpack = ref("MsgpackRequest")
     return {
         media_type: {"schema": several_in.get(media_type, msgpack)}
         if media_type in several_in or "msgpack" in media_type
@@ -164,30 +167,30 @@ def _bodies() -> Schema:
 def _page(name: str, summary: str, schema: Schema | None, more: Schema | None = None) -> Schema:
     """A GET that answers with `schema` as JSON, or with text (None); `more`: its other answers."""
     content = {"text/plain": {"schema": {"type": "string"}}} if schema is None else {responses.JSON: {"schema": schema}}
-    answers = {"200": {"description": summary, "content": content}, **_problems(_PAGE_REFUSALS), **(more or {})}
+    answers = {"200": {"description": summary, "content": content}, **problems(PAGE_REFUSALS), **(more or {})}
     return {"operationId": name, "summary": summary, "responses": answers}
 
 
-def _problems(kinds: Iterable[type[Refusal]]) -> Schema:
-    """An answer per status of `kinds`, each with the codes that it may carry."""
+def problems(kinds: Iterable[type[Refusal]], *, with_limits: bool = True) -> Schema:
+    """An answer per status of `kinds`, each with the codes that it may carry; `with_limits`: 429 tells the limit."""
     codes: dict[int, list[type[Refusal]]] = {}
     for kind in kinds:
         codes.setdefault(responses.STATUS[kind], []).append(kind)
-    return {str(status): _problem(status, found) for status, found in sorted(codes.items())}
+    return {str(status): _problem(status, found, with_limits=with_limits) for status, found in sorted(codes.items())}
 
 
-def _problem(status: int, kinds: Sequence[type[Refusal]]) -> Schema:
+def _problem(status: int, kinds: Sequence[type[Refusal]], *, with_limits: bool) -> Schema:
     lines = [f"`{kind.code}`: {(kind.__doc__ or '').splitlines()[0]}" for kind in kinds if kind is not errors.Refusal]
     if errors.Refusal in kinds:
         lines.append(f"`{errors.Refusal.code}`: A fault of ours; the log has it under the request's id.")
     headers = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
     if status in _TRY_LATER:
         headers["Retry-After"] = {"$ref": "#/components/headers/RetryAfter"}
-    if errors.RateLimited in kinds:
+    if with_limits and errors.RateLimited in kinds:
         headers |= _LIMITS
     if errors.Unauthorized in kinds:
         headers["WWW-Authenticate"] = {"$ref": "#/components/headers/Challenge"}
-    schema = {"allOf": [_ref("Problem"), {"properties": {"code": {"enum": [kind.code for kind in kinds]}}}]}
+    schema = {"allOf": [ref("Problem"), {"properties": {"code": {"enum": [kind.code for kind in kinds]}}}]}
     return {"description": " ".join(lines), "headers": headers, "content": {responses.PROBLEM: {"schema": schema}}}
 
 
@@ -228,11 +231,12 @@ def _parameter_schemas() -> Schema:
     return found
 
 
-def _ref(name: str) -> Schema:
+def ref(name: str) -> Schema:
+    """A schema of the document, by name."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _struct(properties: Schema, required: Sequence[str] | None = None, **more: Any) -> Schema:
+def struct(properties: Schema, required: Sequence[str] | None = None, **more: Any) -> Schema:
     """An object; every property is required unless `required` says which are."""
     return {"type": "object", "properties": properties, "required": list(required or properties), **more}
 
@@ -250,16 +254,16 @@ def _request(image: Schema, more: Schema | None = None) -> Schema:
 
 def _schemas() -> Schema:
     shape = {"type": "array", "items": {"type": "integer", "minimum": 1}}
-    tensor = _struct(
+    tensor = struct(
         {"shape": {**shape, "minItems": 3, "maxItems": 4}, "dtype": {"const": "uint8"}, "data": _BINARY},
         additionalProperties=False,
         description="Pixels as the model's slots hold them: uint8[h, w, c] or uint8[n, h, w, c], C-order.",
     )
-    prediction = _struct({"prediction": {"type": "array", "items": _ref("Class")}})
-    outputs = _struct({"outputs": {"type": "object", "additionalProperties": _ref("Tensor")}})
-    error = _struct({"error": _struct({"code": {"type": "string"}, "detail": {"type": "string"}})})
-    several = _struct({"predictions": {"type": "array", "items": {"anyOf": [prediction, outputs, error]}}})
-    envelope = _struct(
+    prediction = struct({"prediction": {"type": "array", "items": ref("Class")}})
+    outputs = struct({"outputs": {"type": "object", "additionalProperties": ref("Tensor")}})
+    error = struct({"error": struct({"code": {"type": "string"}, "detail": {"type": "string"}})})
+    several = struct({"predictions": {"type": "array", "items": {"anyOf": [prediction, outputs, error]}}})
+    envelope = struct(
         {
             "model": {"type": "string"},
             "version": {"type": "integer", "minimum": 1},
@@ -271,10 +275,8 @@ def _schemas() -> Schema:
     return {
         "JsonRequest": _request({**_BASE64, "description": "base64, with or without data:image/…;base64, before it."}),
         "MsgpackRequest": _request(_BINARY, {"tensor": tensor}),
-        "Class": _struct(
-            {"class": text, "index": {"type": "integer", "minimum": 0}, "probability": {"type": "number"}}
-        ),
-        "Tensor": _struct(
+        "Class": struct({"class": text, "index": {"type": "integer", "minimum": 0}, "probability": {"type": "number"}}),
+        "Tensor": struct(
             {
                 "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
                 "dtype": text,
@@ -288,7 +290,7 @@ def _schemas() -> Schema:
             "allOf": [envelope, {"anyOf": [prediction, outputs, several]}],
             "description": "One image: prediction or outputs. Several: predictions, in the order of the request.",
         },
-        "Problem": _struct(
+        "Problem": struct(
             {
                 "type": text,
                 "title": text,

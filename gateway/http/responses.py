@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STATUS: dict[type[Refusal], int] = {
     errors.BadRequest: 400,
     errors.Unauthorized: 401,
+    errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.UnknownModel: 404,
     errors.MethodNotAllowed: 405,
@@ -38,6 +39,7 @@ STATUS: dict[type[Refusal], int] = {
     errors.InferenceFailed: 500,
     errors.Poisoned: 500,
     errors.MemoryNotGivenBack: 500,
+    errors.OperationFailed: 500,
     errors.Refusal: 500,
     errors.WorkerLost: 502,
     errors.Overloaded: 503,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.admin import admin_server
 from tests.support.gateways import gateway, write_model
 
 
@@ -35,3 +36,17 @@ def slow(tmp_path_factory):
     write_model(root, "wide", **one, fake={"base_ms": 200.0})
     with gateway(root, bodies_size_max=2 << 20, body_size_max=1 << 20, body_timeout_s=1.0, body_rate_grace_s=0.3) as it:
         yield it
+
+
+@pytest.fixture(scope="session")
+def admin_front(tmp_path_factory):
+    """An admin front without a gateway behind it."""
+    with admin_server(tmp_path_factory.mktemp("admin")) as server:
+        yield server
+
+
+@pytest.fixture
+def admin(admin_front):
+    """The same, with changes that know nothing yet."""
+    admin_front.changes.__init__()
+    return admin_front
