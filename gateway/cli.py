@@ -1,17 +1,20 @@
-"""The command line: `penstock serve | demo | predict | check | tune | models | key`. Parses, prints, calls."""
+"""The command line: `penstock serve | demo | predict | check | tune | models | key`. Parses, prints, calls.
+
+What operators say to a running gateway stands in `gateway.admin.commands`.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from gateway import __version__, client, clients, config, screens, server
+from gateway.admin import commands
 from gateway.errors import InvalidModel, InvalidSettings
+from gateway.terminal import err, fail, out
 
 app = typer.Typer(
     name="penstock",
@@ -20,24 +23,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
 
 DEFAULT_URL = "http://127.0.0.1:8080"
-EXIT_WRONG_INPUT = 2
 
 Url = Annotated[str, typer.Option(help="Where the server is.")]
 
 
-def _fail(message: object) -> NoReturn:
-    """One line that says what is wrong, and exit status 2."""
-    _err.print(f"[bold red]penstock:[/] {escape(str(message))}", soft_wrap=True)
-    raise typer.Exit(EXIT_WRONG_INPUT)
-
-
 def _version(asked: bool) -> None:  # noqa: FBT001 - typer's callback
     if asked:
-        _out.print(f"penstock {__version__}")
+        out.print(f"penstock {__version__}")
         raise typer.Exit
 
 
@@ -81,7 +75,7 @@ def serve(
             return
         raise typer.Exit(server.run(settings, replace=replace))
     except (InvalidSettings, InvalidModel) as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command()
@@ -94,11 +88,11 @@ def demo(
     try:
         from gateway.demo import show  # noqa: PLC0415 - needs the `demo` extra
     except ImportError as error:
-        _fail(f"the demo needs {error.name}; install it with: pip install 'penstock[cpu,demo]'")
+        fail(f"the demo needs {error.name}; install it with: pip install 'penstock[cpu,demo]'")
     try:
-        raise typer.Exit(show.run(_out, port=port, once=once))
+        raise typer.Exit(show.run(out, port=port, once=once))
     except (InvalidSettings, InvalidModel, client.ServerSaysNo, OSError, show.UnsafeWeights) as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command()
@@ -115,12 +109,12 @@ def predict(
         for chunk in client.chunks(files):
             answers = client.predict(url, model, [image for _, image in chunk], top_k)
             for (file, _), answer in zip(chunk, answers, strict=True):
-                _out.print(screens.answer(str(file), answer))
+                out.print(screens.answer(str(file), answer))
                 failed = failed or "error" in answer
     except client.ServerSaysNo as error:
-        _fail(error)
+        fail(error)
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
+        fail(f"{error.filename}: {error.strerror}")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -128,9 +122,9 @@ def predict(
 def models(*, url: Url = DEFAULT_URL) -> None:
     """List the models of a running server."""
     try:
-        _out.print(screens.models(client.models(url)))
+        out.print(screens.models(client.models(url)))
     except client.ServerSaysNo as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command()
@@ -141,9 +135,9 @@ def check(
 ) -> None:
     """Validate a model directory as the server would: read it, load it in a worker, warm it, measure it."""
     try:
-        refused = screens.check(_out, directory, device)
+        refused = screens.check(out, directory, device)
     except (InvalidSettings, InvalidModel) as error:
-        _fail(error)
+        fail(error)
     raise typer.Exit(1 if refused else 0)
 
 
@@ -169,9 +163,9 @@ def tune(
         settings = config.load(config_file, os.environ, flags)
         found = command.find(model, settings, in_repository=models is not None)
         goal = command.goal_of(found, settings, deadline_ms=deadline_ms, minutes=minutes, images=images)
-        status = command.run(_out, goal, png=plot, dry_run=dry_run)
+        status = command.run(out, goal, png=plot, dry_run=dry_run)
     except command.WRONG as error:
-        _fail(error)
+        fail(error)
     raise typer.Exit(status)
 
 
@@ -182,9 +176,12 @@ def key(name: Annotated[str, typer.Argument(help="Whose key it is; the metrics n
     try:
         table = clients.to_toml(name, made)
     except InvalidSettings as error:
-        _fail(error)
-    _err.print(f"The key of {name}, shown this once; it is sent as Authorization: Bearer KEY:\n{made}", soft_wrap=True)
+        fail(error)
+    err.print(f"The key of {name}, shown this once; it is sent as Authorization: Bearer KEY:\n{made}", soft_wrap=True)
     typer.echo(table, nl=False)
+
+
+commands.register(app)
 
 
 def main() -> None:

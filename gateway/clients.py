@@ -17,6 +17,9 @@ from gateway.fields import check, check_known, noted
 KEY_PREFIX = "psk_"
 """What leaked keys are searched for by."""
 
+ADMIN_PREFIX = "psa_"
+"""The same of the admin front's token."""
+
 KEY_SIZE = 24
 """Random bytes of a key."""
 
@@ -105,9 +108,9 @@ def check_rate(name: str, rate: float) -> None:
         raise ValueError(f"{name} is {rate:g}; it must be {RATE_MIN:g} or more, or 0 for no limit")
 
 
-def new_key() -> str:
+def new_key(prefix: str = KEY_PREFIX) -> str:
     """A fresh key."""
-    return KEY_PREFIX + secrets.token_urlsafe(KEY_SIZE)
+    return prefix + secrets.token_urlsafe(KEY_SIZE)
 
 
 def digest_of(key: str) -> str:

@@ -16,7 +16,10 @@ from gateway.cli import app
 from tests.support.gateways import FAIL, digest, gateway, pixels, png, write_model
 from tests.support.graphs import means
 
-COMMANDS = ("serve", "demo", "predict", "models", "check", "key", "tune")
+COMMANDS = (
+    *("serve", "demo", "predict", "models", "check", "key", "tune"),
+    *("load", "unload", "reload", "set", "drain", "status", "admin-token"),
+)
 
 
 @pytest.fixture
