@@ -3,6 +3,7 @@
     http        the public listener          bound here | passed by systemd | left by the predecessor
     handover    where a successor calls      bound here | left by the predecessor
     admin       the admin front's socket     bound here | left by the predecessor
+    admin_port  the admin front's TCP port   bound here | left by the predecessor
     lock:NAME   the runtime folder's file    taken here | left by the predecessor
 
 Without a runtime folder (a container whose file system is read-only) a gateway serves all the same: nobody can replace
@@ -11,6 +12,7 @@ it, and no other one is kept from its devices.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Self
@@ -43,6 +45,7 @@ class Estate:
         self.predecessor = predecessor
         self.handover: socket.socket | None = None
         self.admin: socket.socket | None = None
+        self.admin_port: socket.socket | None = None
         self._locks: dict[str, Lock] = {}
         self._unix: dict[str, tuple[socket.socket, Path]] = {}
         self._ours: set[Path] = set()
@@ -95,7 +98,9 @@ class Estate:
         return estate
 
     def _complete(self, settings: Settings) -> None:
-        """The unix sockets and the devices' locks."""
+        """The admin port, the unix sockets and the devices' locks."""
+        if settings.admin_port:
+            self.admin_port = self._tcp_listener("admin_port", settings.admin_host, settings.admin_port)
         try:
             self.handover = self._unix_listener(
                 "handover",
@@ -123,6 +128,17 @@ class Estate:
         path = paths.admin_socket(settings, self.port)
         if path is not None:
             self.admin = self._unix_listener("admin", path, str(path), "set another admin_socket")
+
+    def _tcp_listener(self, name: str, host: str, port: int) -> socket.socket:
+        """The TCP socket of this name: the predecessor's if it has the same address, else bound here."""
+        left = self._left.pop(name, None)
+        if left is not None:
+            listener = socket.socket(fileno=left)
+            with contextlib.suppress(OSError):
+                if listener.getsockname()[:2] == _resolve(host, port)[1][:2]:
+                    return listener
+            listener.close()
+        return bind(host, port, "choose another with admin_port or admin_host")
 
     @property
     def port(self) -> int:
@@ -157,6 +173,8 @@ class Estate:
         """What a successor gets, by name."""
         found = {"http": self.listener.fileno()}
         found |= {name: bound.fileno() for name, (bound, _) in self._unix.items()}
+        if self.admin_port is not None:
+            found["admin_port"] = self.admin_port.fileno()
         return found | {f"lock:{name}": lock.fd for name, lock in self._locks.items()}
 
     def settle(self) -> None:
@@ -188,6 +206,8 @@ class Estate:
             lock.close()
         self._unix, self._locks = {}, {}
         self._drop_left()
+        if self.admin_port is not None:
+            self.admin_port.close()
         self.listener.close()
 
 
@@ -197,7 +217,7 @@ def _path_of(fd: int) -> str:
         return str(bound.getsockname())
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, advice: str = "choose another with --port or --host") -> socket.socket:
     """A listening socket, taken before anything else is started. Raises InvalidSettings: the address is not free."""
     try:
         family, address = _resolve(host, port)
@@ -211,9 +231,7 @@ def bind(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InvalidSettings(
-            f"cannot listen on {host}:{port}: {reason}; choose another with --port or --host"
-        ) from None
+        raise InvalidSettings(f"cannot listen on {host}:{port}: {reason}; {advice}") from None
     return bound
 
 

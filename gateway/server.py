@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from gateway import logs, systemd
+from gateway.admin.facts import GatewayFacts
+from gateway.admin.front import AdminFront
 from gateway.driver import Driver
 from gateway.errors import InvalidSettings
 from gateway.estate import START_MARGIN_S, Estate
@@ -51,6 +53,9 @@ READY_POLL_S = 0.02
 
 CLOSE_TIMEOUT_S = 2.0
 """How long connections get to take their last answers once everything was answered."""
+
+ADMIN_CLOSE_TIMEOUT_S = 0.5
+"""The same for who waits for an operation, which does not end any more."""
 
 
 def keep_heap() -> None:
@@ -95,6 +100,8 @@ class Gateway:
         self._front.predict.wait_loaded = self.changes.wait_loaded
         self.changes.begin(self._publish)
         self._changing: asyncio.Task[None] | None = None
+        facts = GatewayFacts(self.driver, self.url, self.ask_stop)
+        self._admin = AdminFront(settings, self.changes, facts, refusals=self.driver.metrics.refusals)
         self._handover: Handover | None = None
         self.stop_asked = asyncio.Event()
         self.hurried = asyncio.Event()
@@ -147,6 +154,7 @@ class Gateway:
             await self.wait_up()
         estate.settle()
         await self._front.start(self._bound)
+        await self._admin.start(estate.admin, estate.admin_port)
         if estate.handover is not None:
             loop = asyncio.get_running_loop()
             self._handover = Handover(loop, estate.handover, estate.fds, self._let_go)
@@ -177,6 +185,7 @@ class Gateway:
     def _let_go(self) -> None:
         """A successor serves from now on: stop accepting at once, and go when everybody here has their answer."""
         self._front.stop_accepting()
+        self._admin.stop_accepting()
         self._estate.give()
         self.ask_stop(0.0)
 
@@ -242,6 +251,7 @@ class Gateway:
             await asyncio.wait([self._changing])
         answered = await self.driver.stop(0.0)
         await self._front.close(CLOSE_TIMEOUT_S)
+        await self._admin.close(ADMIN_CLOSE_TIMEOUT_S)
         self.driver.memory.close()
         _log.info("stopped", everything_answered=self._drained and answered)
 
