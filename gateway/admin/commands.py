@@ -84,7 +84,7 @@ def _change(where: Where, method: str, path: str, document: dict[str, Any] | Non
     why = ended.get("error")
     if why:
         fail(f"{ended.get('kind')} failed: {why.get('code')}: {why.get('detail')}", EXIT_FAILED)
-    out.print(screens.ended(ended))
+    out.print(screens.ended(ended), soft_wrap=True)
 
 
 def _say_no(error: ServerSaysNo) -> NoReturn:

@@ -90,6 +90,9 @@ class _Admin:
             if route.body is not None:
                 content = await read_small(request, documents.BODY_SIZE_MAX, self._body_timeout_s)
                 body = documents.read_body(content, request.headers.get("Content-Type", ""), route.body)
+            elif request.body_exists:
+                # A DELETE whose body names a version would otherwise take the whole model away.
+                raise errors.BadRequest(f"{route.method} takes no body here; see /admin/openapi.json")
             answer = getattr(self._answers, route.name)
             reply: Reply = await answer(Asked(parameters, asked_query, body, request_id))
             return reply

@@ -42,7 +42,7 @@ def follow(console: Console, operations: Iterator[dict[str, Any]]) -> dict[str, 
         bar = progress.add_task("", total=1.0)
         for last in operations:
             description = escape(f"{_title(last)}: {last.get('stage', '')}")
-            progress.update(bar, completed=float(last.get("share") or 0.0), description=description)
+            progress.update(bar, completed=float(last.get("share") or 0.0), description=description, refresh=True)
     return last
 
 

@@ -165,6 +165,14 @@ def test_a_page_takes_no_parameters(admin):
     assert "takes none" in assert_problem(admin.ask("GET", "/admin/status?x=1"), 400, "bad_request")["detail"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("DELETE", "/admin/models/m"), ("GET", "/admin/models/m"), ("HEAD", "/admin/status")]
+)
+def test_a_body_where_none_is_read_is_refused(admin, method, path):
+    assert admin.ask(method, path, {"version": 1}).status == 400
+    assert not admin.changes.calls
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 def test_a_body_that_is_not_said_to_be_json_is_not_read(admin, kind):
     answer = admin.ask("PUT", "/admin/models/m", {}, ("Content-Type", kind))
