@@ -132,7 +132,7 @@ def test_five_hundred_different_images_at_once_are_each_answered_as_themselves(p
 
 
 @pytest.mark.slow
-def test_while_it_drains_it_finishes_what_it_has_refuses_the_rest_and_says_so(tmp_path):
+def test_while_it_drains_it_serves_who_is_there_and_says_so(tmp_path):
     write_model(tmp_path, batching={"sizes": [1]}, fake={"base_ms": 700.0})
     with gateway(tmp_path) as running, running.connect() as kept, running.connect() as other:
         assert kept.ask("GET", "/livez").status == 200
@@ -140,23 +140,14 @@ def test_while_it_drains_it_finishes_what_it_has_refuses_the_rest_and_says_so(tm
         with running.begin(png(1)) as accepted:
             wait_until(lambda: running.slots() == {"running": 1}, "it runs")
             running.process.terminate()
-            assert not running.events("stopped")
-            refused = wait_until(lambda: drained(kept), "it drains")
-            assert refused.headers["connection"] == "close"
-            assert kept.wait_closed() == b""
+            running.wait_drained()
             answer = other.ask("GET", "/readyz")
             assert (answer.status, answer.document["status"]) == (503, "draining")
-            done = accepted.read_answer()
-            assert done.top == digest(pixels(1))
-            assert done.headers["connection"] == "close"
+            last = kept.ask("POST", "/predictions/m", png(2))
+            for answer, seed in ((accepted.read_answer(), 1), (last, 2)):
+                assert answer.top == digest(pixels(seed))
+                assert answer.headers["connection"] == "close"
+            for connection in (kept, other, accepted):
+                assert connection.wait_closed() == b""
         assert running.process.wait(20) == 0
         assert running.events("stopped")[0]["everything_answered"] is True
-
-
-def drained(connection):
-    """The refusal of a server that drains, or None as long as it serves."""
-    answer = connection.ask("POST", "/predictions/m", b"")
-    if answer.status == 400:
-        return None
-    assert_problem(answer, 503, "draining", retry=True)
-    return answer
