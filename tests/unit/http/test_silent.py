@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from gateway.http.front import _Server, close_silent
+from gateway.http.connections import Server
+from gateway.http.edge import close_silent
 from gateway.http.responses import Reply
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -56,7 +57,7 @@ def with_connection(story):
             return response
 
         last = []
-        server = _Server(handle, connections_max=1, options={}, refuse=lambda *_: None)
+        server = Server(handle, connections_max=1, options={}, refuse=lambda *_: None)
         connection = server.protocol()
         assert server.accepted == {connection}
         assert not connection.is_silent, "the loop has not taken it on yet"
