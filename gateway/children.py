@@ -145,6 +145,13 @@ class Children:
         """SIGKILL a child."""
         self._supervisor.kill(kill.role, kill.index, kill.reason)
 
+    def look(self) -> None:
+        """Find those who are stopped. One that has nothing to do would be missed only when it gets something."""
+        for child in self._supervisor.children.values():
+            if child.stays_stopped():
+                self._core.stopped(child.role, child.index, time.monotonic_ns())
+                self._changed()
+
     def interrupt(self, interrupt: Interrupt) -> None:
         """Have a worker give up what it runs."""
         child = self._supervisor.children.get((Role.WORKER, interrupt.worker))

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _log = logs.get("driver")
 
 HEARTBEAT_S = 0.5
-"""How often the loop's lag is measured."""
+"""How often the loop's lag is measured, and stopped children are looked for."""
 
 BURIAL_TIMEOUT_S = 5.0
 """How long a stop waits for killed children to be gone."""
@@ -207,6 +207,7 @@ class Driver:
         lag = max(0.0, self._loop.time() - due)
         self.metrics.loop_lag_s = lag
         self.metrics.loop_lag_max_s = max(self.metrics.loop_lag_max_s, lag)
+        self.children.look()
         self._heartbeat = self._loop.call_later(HEARTBEAT_S, self._beat, self._loop.time() + HEARTBEAT_S)
 
     # -- requests ------------------------------------------------------------------------------------------------

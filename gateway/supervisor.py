@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import logs
@@ -64,6 +65,11 @@ class Obituary:
             self.cause = _signal_name(-return_code)
 
 
+def _is_stopped(pid: int) -> bool:
+    """Whether a process of ours, not reaped yet, is in the state T."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].lstrip().startswith(b"T")
+
+
 def _signal_name(number: int) -> str:
     """Of any signal; real-time ones have no names."""
     try:
@@ -75,7 +81,18 @@ def _signal_name(number: int) -> str:
 class Child:
     """One life of one child."""
 
-    __slots__ = ("_pidfd", "_process", "_recorder", "incarnation", "index", "link", "role", "seat", "started_ns")
+    __slots__ = (
+        "_pidfd",
+        "_process",
+        "_recorder",
+        "_stopped",
+        "incarnation",
+        "index",
+        "link",
+        "role",
+        "seat",
+        "started_ns",
+    )
 
     def __init__(
         self,
@@ -99,6 +116,7 @@ class Child:
         self._process = process
         self._recorder = recorder
         self._pidfd = pidfd
+        self._stopped = False
 
     @property
     def pid(self) -> int:
@@ -116,6 +134,11 @@ class Child:
         """Send a signal by pidfd: never to somebody else who got its number."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
+
+    def stays_stopped(self) -> bool:
+        """Whether it is stopped (SIGSTOP), and was when this was asked last: it will not go on by itself."""
+        before, self._stopped = self._stopped, _is_stopped(self.pid)
+        return before and self._stopped
 
     def raise_address_space(self, size: int) -> None:
         """Let it map `size` bytes more; negative: fewer. Raises OSError."""

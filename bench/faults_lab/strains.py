@@ -14,11 +14,7 @@ from bench.faults_lab.kills import DEVICES, PATIENT
 if TYPE_CHECKING:
     from bench.faults_lab.trial import Lab, Trial
 
-STORM_SIGNALS = {
-    "worker": (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP),
-    # One that is stopped while it has nothing to do is not missed until it gets something.
-    "decoder": (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT),
-}
+STORM_SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP)
 
 EXHAUSTED_S = 0.5
 
@@ -88,7 +84,7 @@ async def _strike(trial: Trial, role: str, index: int, end: float) -> None:
     while time.monotonic() < end:
         await asyncio.sleep(draw.expovariate(0.7))
         await trial.nemesis.strike_often(
-            role, index, 1, (draw.choice(STORM_SIGNALS[role]),), in_batch=None, spread_s=0.05, told=trial.struck
+            role, index, 1, (draw.choice(STORM_SIGNALS),), in_batch=None, spread_s=0.05, told=trial.struck
         )
 
 

@@ -279,6 +279,15 @@ class Scheduler:
         self.feeder.count_ready()
         self._review()
 
+    def stopped(self, role: Role, index: int, now_ns: int) -> None:
+        """A child was stopped from outside, and stays so: it is killed. A worker with a batch has a closer clock."""
+        child = self.feeder.decoders[index] if role is Role.DECODER else self._crew.worker(index)
+        if child.condemned or (role is Role.WORKER and self._crew.worker(index).batches):
+            return
+        self._ledger.effects.append(self._watch.kill(role, child, "stopped", self._at(now_ns)))
+        self.feeder.count_ready()
+        self._review()
+
     def not_started(self, role: Role, index: int, now_ns: int) -> None:
         """A child could not be started; it is tried again soon."""
         child = self.feeder.decoders[index] if role is Role.DECODER else self._crew.worker(index)

@@ -100,6 +100,17 @@ def test_stopped_with_images_in_hand_and_killed_all_of_them_are_decoded_by_the_n
             assert connection.read_answer().top == digest(pixels(seed))
 
 
+@pytest.mark.parametrize("count", [0, 6], ids=["idle", "with images in hand"])
+def test_one_that_was_stopped_is_replaced_whatever_it_holds(patient, count):
+    pid = patient.child("decoder")
+    os.kill(pid, signal.SIGSTOP)
+    connections = [patient.begin(png(seed)) for seed in range(count)]
+    assert patient.wait_event("child_killed", pid=pid)["reason"] == "stopped"
+    for seed, connection in enumerate(connections):
+        with connection:
+            assert connection.read_answer().top == digest(pixels(seed))
+
+
 def test_an_image_over_the_cpu_budget_costs_itself_only(tmp_path, costly):
     write_model(tmp_path)
     with gateway(tmp_path, decoders=2, decode_cpu_ms_max=60) as running:

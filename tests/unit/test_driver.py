@@ -41,7 +41,7 @@ class Peer:
     def __init__(self, room, role, index, heritage, on_frame, on_death) -> None:
         self.role, self.index, self.pid = role, index, 0
         self.room, self.on_death = room, on_death
-        self.space, self.full = 0, False
+        self.space, self.full, self.stopped = 0, False, False
         self.recorder = Segment.create("recorder", layout.RECORDER_SIZE)
         ours, self.socket = socket_pair()
         self.socket.setblocking(False)
@@ -50,6 +50,9 @@ class Peer:
 
     def kill(self) -> None:
         self.room.loop.call_soon(self.die, Obituary(-signal.SIGKILL, 0))
+
+    def stays_stopped(self) -> bool:
+        return self.stopped
 
     def raise_address_space(self, size: int) -> None:
         self.space += size
@@ -486,6 +489,17 @@ def test_a_child_that_cannot_be_started_is_tried_again(monkeypatch):
         room.spawn = fail_first
         await room.up()
         assert failures == []
+
+    in_a_room(story)
+
+
+def test_a_child_that_was_stopped_from_outside_is_replaced_at_a_heartbeat():
+    async def story(room):
+        decoder, _ = await room.up()
+        decoder.stopped = True
+        room.driver.children.look()
+        await room.wait(lambda: room.children.get((Role.DECODER, 0)) not in (None, decoder))
+        assert room.killed == [(Role.DECODER, "stopped")]
 
     in_a_room(story)
 

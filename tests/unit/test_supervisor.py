@@ -3,13 +3,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from gateway import supervisor
 from gateway.scheduling.ticket import Role
-from gateway.supervisor import Obituary, Supervisor
+from gateway.supervisor import Child, Obituary, Supervisor
 from shm.heritage import Grant, Heritage
 
 
@@ -38,6 +39,23 @@ def heritage(fd, recorder):
 
 def open_fds() -> set[str]:
     return {fd.name for fd in Path("/proc/self/fd").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stopped_twice_in_a_row_stays_so():
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        child = Child(Role.WORKER, 0, 0, 1, sleeper, -1, None, None)
+        assert not child.stays_stopped()
+        sleeper.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)
+        assert [child.stays_stopped(), child.stays_stopped()] == [False, True]
+        sleeper.send_signal(signal.SIGCONT)
+        os.waitid(os.P_PID, sleeper.pid, os.WCONTINUED | os.WNOWAIT)
+        assert not child.stays_stopped()
+    finally:
+        sleeper.kill()
+        sleeper.wait()
 
 
 @pytest.mark.slow

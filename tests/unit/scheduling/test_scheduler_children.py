@@ -66,6 +66,24 @@ def test_a_hung_decoder_is_killed():
     assert "kill decoder 0: hung" not in core.do(NOW + 4 * S)
 
 
+def test_a_child_that_was_stopped_is_killed_once():
+    core = Core()
+    core.s.stopped(Role.DECODER, 0, NOW)
+    core.s.stopped(Role.WORKER, 0, NOW)
+    assert core.do(NOW) == ["kill decoder 0: stopped", "kill worker 0: stopped"]
+    assert not core.s.feeder.decoders[0].ready
+    core.s.stopped(Role.DECODER, 0, NOW)
+    assert core.do(NOW) == []
+
+
+def test_a_worker_that_was_stopped_over_a_batch_is_left_to_the_batch_s_own_clock():
+    core = Core()
+    core.queued()
+    assert core.do(NOW) == ["run 0: 1 at 1, idle"]
+    core.s.stopped(Role.WORKER, 0, NOW)
+    assert core.do(NOW) == []
+
+
 def test_an_answer_about_an_image_that_was_never_sent():
     core = Core()
 
