@@ -166,7 +166,8 @@ def outcomes(ledger: Ledger) -> list[str]:
     problems = [f"request {name} has {count} rows" for name, count in ids.items() if count > 1]
     problems += [
         f"request {row.id} ({row.kind}) {row.verdict}: {row.outcome}, status {row.status} {row.code}, "
-        f"answered {row.got} for {row.answer}, {row.answered_s - row.sent_s:.3f} s after it was sent"
+        f"answered {row.got} for {row.answer}, {row.answered_s - row.sent_s:.3f} s after it was sent "
+        f"({row.total_ms:.0f} ms by the gateway's clock)"
         for row in ledger.rows
         if row.verdict not in (Verdict.OK, Verdict.REFUSED, Verdict.EXCUSED)
     ]

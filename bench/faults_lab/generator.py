@@ -313,6 +313,7 @@ def _read(row: Row, head: bytes, body: bytes) -> None:
         if row.status == 200:
             row.got = document["prediction"][0]["index"]
             row.version = document["version"]
+            row.total_ms = document["timing_ms"]["total"]
         else:
             row.code = str(document["code"])
             retry = _RETRY.search(head)

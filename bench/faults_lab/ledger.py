@@ -71,6 +71,8 @@ class Row(msgspec.Struct):
     got: int = -1
     version: int = 0
     answered_s: float = 0.0
+    total_ms: float = 0.0
+    """What the gateway says that it took, from the headers to the answer."""
     retry_s: int = -1
     """Retry-After; -1 without one."""
     more: int = 0

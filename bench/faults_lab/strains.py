@@ -82,9 +82,10 @@ async def storm(lab: Lab, seconds: float) -> None:
 async def _strike(trial: Trial, role: str, index: int, end: float) -> None:
     draw = random.Random(f"{trial.seed}/storm/{role}/{index}")
     while time.monotonic() < end:
-        await asyncio.sleep(draw.expovariate(0.7))
+        # However slowly it comes up, it gets some time to be of use.
+        spread_s = draw.expovariate(0.5)
         await trial.nemesis.strike_often(
-            role, index, 1, (draw.choice(STORM_SIGNALS),), in_batch=None, spread_s=0.05, told=trial.struck
+            role, index, 1, (draw.choice(STORM_SIGNALS),), in_batch=None, spread_s=2 * spread_s, told=trial.struck
         )
 
 
