@@ -1,4 +1,7 @@
-"""Fake decoders and workers for the virtual machine room: one object per child index, across its incarnations."""
+"""What all fake children of the virtual machine room have in common, and the decoders; see `workers` for the others.
+
+One object for each index, across its incarnations.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,14 @@ from typing import TYPE_CHECKING
 
 from gateway import errors
 from gateway.scheduling.ticket import Role
-from shm.wire import ItemStatus
 from tests.support import checkers
 from tests.support.checkers import require
-from tests.support.plan import MS
+from tests.support.plan import MS, S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.scheduling.ticket import Batch, Body, Ticket
+    from gateway.scheduling.ticket import Body, Ticket
     from tests.support.record import Record
     from tests.support.world import World
 
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 class FakeChild:
     """A process that starts, works in order, hangs, and dies. Everything that it had dies with it.
 
-    `alive`: the process exists. `announced`: the core was told that it is ready. `muted`: it broke the protocol, and
-    the driver reads nothing more from it. `condemned`: the core asked for its death.
+    `alive`: the process runs. `exists`: it was not reaped yet. `announced`: the core was told that it is ready.
+    `muted`: it broke the protocol, and nothing more is read from it. `condemned`: the core asked for its death.
     """
 
     role: Role
@@ -32,7 +34,9 @@ class FakeChild:
         self.world = world
         self.index = index
         self.incarnation = 0
-        self.alive = self.announced = self.muted = self.condemned = self.hung = self.busy = False
+        self.alive = self.exists = self.announced = self.muted = self.condemned = self.hung = self.busy = False
+        self.crashed = self.stuck = False
+        self.killed_ns = 0
         self.factor = 1.0
         self._inbox_ns = self._outbox_ns = 0
         self.owed_ns = 0
@@ -68,10 +72,10 @@ class FakeChild:
 
     def spawn(self) -> None:
         world = self.world
-        require(not self.alive, f"{self} is started beside itself")
+        require(not self.exists, f"{self} is started beside itself")
         self.incarnation += 1
-        self.alive = True
-        self.announced = self.muted = self.condemned = self.hung = self.busy = False
+        self.alive = self.exists = True
+        self.announced = self.muted = self.condemned = self.hung = self.busy = self.crashed = self.stuck = False
         self.factor = 1.0
         start_ns = world.uniform(MS, 40 * MS)
         if "start_hang" in world.faults and world.chance(0.4):
@@ -109,20 +113,34 @@ class FakeChild:
     def slow(self) -> None:
         self.factor = self.world.draw.choice((3.0, 10.0, 40.0))
 
+    def heal(self) -> None:
+        """No fault from here on. One that hangs without work is killed: nobody could ever have noticed."""
+        self.factor = 1.0
+        if self.hung and self.announced and not self.owes:
+            self.die()
+
     def kill(self) -> None:
         """SIGKILL by the driver."""
         self.condemned = True
+        self.killed_ns = self.world.now
         self.die()
 
     def die(self) -> None:
-        """The process is gone; the driver hears of it a little later, after its last words."""
+        """The process runs no more; the driver hears of it a little later, after its last words, or much later."""
         if self.alive:
             self.alive = False
             self.world.note("died", self.role.value, self.index)
-            self.world.after(self.world.uniform(100_000, 3 * MS), self._bury)
+            stuck = f"{self.role.value}_stuck" in self.world.faults and self.world.chance(0.4)
+            delay_ns = self.world.uniform(MS, 12 * S) if stuck else self.world.uniform(100_000, 3 * MS)
+            self.world.after(delay_ns, self._bury)
+
+    def crash(self) -> None:
+        """A death by its own fault."""
+        self.crashed = self.crashed or self.alive
+        self.die()
 
     def _bury(self) -> None:
-        self.announced = False
+        self.announced = self.exists = self.stuck = False
         self.world.note("lost", self.role.value, self.index)
         self.world.holders = {key: child for key, child in self.world.holders.items() if child is not self}
         self.bury()
@@ -134,6 +152,8 @@ class FakeChild:
     def break_protocol(self) -> None:
         """The driver found nonsense in a message."""
         self.muted = True
+        self.condemned = True
+        self.killed_ns = self.world.now
         self.world.core.broken(self.role, self.index, "broke the protocol")
 
 
@@ -213,8 +233,10 @@ class FakeDecoder(FakeChild):
         world.note("decoded", number, refused)
         world.holders.pop(key)
         record.refused = refused
-        require(world.core.decoded(self.index, number, refusal, cost_ns, world.now), f"{record} is not known")
         if not refused:
+            refusal = world.refusal(record)
+        require(world.core.decoded(self.index, number, refusal, cost_ns, world.now), f"{record} is not known")
+        if refusal is None:
             world.becomes_ready(record)
 
     def bury(self) -> None:
@@ -232,133 +254,3 @@ class FakeDecoder(FakeChild):
             if not record.gone:
                 record.place = "waiting"
         world.core.decoder_lost(self.index, blamed, guilty=guilty, now_ns=world.now)
-
-
-class FakeBatch:
-    """A batch as its worker sees it."""
-
-    def __init__(self, batch: Batch, records: list[Record]) -> None:
-        self.number = batch.number
-        self.model = batch.line.index
-        self.size = batch.size
-        self.expected_ns = batch.expected_ns
-        self.latest_start_ns = batch.latest_start_ns
-        self.items = [(record, (record.line, record.ticket.slot)) for record in records]
-        self.arrived = False
-
-
-class FakeWorker(FakeChild):
-    """Looks for each image's number in its slot, and leaves it in the output slot."""
-
-    role = Role.WORKER
-
-    def __init__(self, world: World, index: int) -> None:
-        super().__init__(world, index)
-        self.batches: list[FakeBatch] = []
-        """Sent and not answered, as the driver knows it."""
-        self.free_at_ns = 0
-        self._inbox: list[FakeBatch] = []
-
-    @property
-    def owes(self) -> bool:
-        return bool(self.batches)
-
-    @property
-    def due_ns(self) -> int:
-        batch = self.batches[0]
-        return self.owed_ns + max(1_000 * MS, 5 * self.world.plan.models[batch.model].times_ns[batch.size])
-
-    def announce(self) -> None:
-        world = self.world
-        self.free_at_ns = world.now
-        profiles = {index: model.points for index, model in enumerate(world.plan.models)}
-        world.core.worker_ready(self.index, profiles, world.now)
-
-    def receive(self, batch: Batch) -> None:
-        world = self.world
-        records = [world.record(ticket) for ticket in batch.tickets]
-        checkers.ran(world, self, batch)
-        for record in records:
-            world.ready[record.line].pop(record.number)
-            record.place = "running"
-            world.holders[record.line, record.ticket.slot] = self
-        mine = FakeBatch(batch, records)
-        if not self.batches:
-            self.owed_ns = world.now
-        start_ns = max(world.now, self.free_at_ns) if self.batches else world.now
-        self.free_at_ns = start_ns + batch.expected_ns
-        checkers.ordered(world, batch, self.free_at_ns)
-        self.batches.append(mine)
-        self.send(lambda: self._take(mine))
-
-    def _take(self, batch: FakeBatch) -> None:
-        self._inbox.append(batch)
-        self._work()
-
-    def _work(self) -> None:
-        if self.busy or not self._inbox:
-            return
-        world = self.world
-        self.busy = True
-        batch = self._inbox.pop(0)
-        if world.now > batch.latest_start_ns:
-            self.later(5_000, lambda: self._done(batch, [ItemStatus.LATE] * len(batch.items)))
-            return
-        for record, key in batch.items:
-            found = world.pixels.get(key)
-            require(found == record.number, f"{record} is run on the pixels of {found}")
-            record.runs += 1
-            require(record.runs <= 2, f"{record} runs a third time")
-        if any(record.poison == "worker" for record, _ in batch.items):
-            self.die()
-            return
-        model = world.plan.models[batch.model]
-        cost_ns = world.uniform(model.quick_ns[batch.size], model.times_ns[batch.size] + 1)
-        fails = "worker_failed" in world.faults
-        statuses = [ItemStatus.FAILED if fails and world.chance(0.2) else ItemStatus.OK for _ in batch.items]
-        self.later(int(cost_ns * self.factor), lambda: self._done(batch, statuses))
-
-    def _done(self, batch: FakeBatch, statuses: list[ItemStatus]) -> None:
-        world = self.world
-        for record, key in batch.items:
-            world.outputs[key] = record.number
-        self.busy = False
-        number = batch.number
-        if "worker_broken" in world.faults and world.chance(0.05):
-            number += 1
-        elif "worker_broken" in world.faults and world.chance(0.05):
-            statuses = [*statuses, ItemStatus.OK]
-        self.tell(lambda: self._report(batch, number, statuses))
-        self._work()
-
-    def _report(self, batch: FakeBatch, number: int, statuses: list[ItemStatus]) -> None:
-        world = self.world
-        if number != batch.number or len(statuses) != len(batch.items):
-            require(
-                world.core.batch_done(self.index, number, statuses, world.now) is None, "a senseless reply is believed"
-            )
-            self.break_protocol()
-            return
-        world.note("ran", number, *statuses)
-        require(self.batches.pop(0) is batch, "the fake worker answers out of order")
-        self.owed_ns = world.now
-        staged = self.batches[0] if self.batches else None
-        self.free_at_ns = world.now + (staged.expected_ns if staged else 0)
-        for (record, key), status in zip(batch.items, statuses, strict=True):
-            world.holders.pop(key)
-            record.status = status
-            if status is ItemStatus.LATE:
-                world.becomes_ready(record)
-            elif not record.gone:
-                record.place = "done" if status is ItemStatus.OK else "failed"
-        done = world.core.batch_done(self.index, number, statuses, world.now)
-        require(done is not None and done.number == number, "a right reply is not believed")
-
-    def bury(self) -> None:
-        world = self.world
-        batches, self.batches, self._inbox = self.batches, [], []
-        for place, batch in enumerate(batches):
-            for record, _ in batch.items:
-                record.worker_deaths += 1 if place == 0 or self.muted else 0
-                world.becomes_ready(record)
-        world.core.worker_lost(self.index, world.now)

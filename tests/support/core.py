@@ -226,12 +226,9 @@ class Core:
             return f"finish {self.names([effect.ticket])}: {'ok' if effect.refusal is None else effect.refusal.code}"
         if isinstance(effect, Interrupt):
             return f"interrupt {effect.worker}"
-        if isinstance(effect, Stuck):
-            return f"stuck {effect.role.value} {effect.index}"
-        if isinstance(effect, Spawn):
-            return f"spawn {effect.role.value} {effect.index}"
-        assert isinstance(effect, Kill)
-        return f"kill {effect.role.value} {effect.index}: {effect.reason}"
+        assert isinstance(effect, Spawn | Stuck | Kill)
+        words = f"{type(effect).__name__.lower()} {effect.role.value} {effect.index}"
+        return f"{words}: {effect.reason}" if isinstance(effect, Kill) else words
 
     def names(self, tickets: list[Ticket]) -> str:
         return " ".join(str(self.tickets.index(ticket) + 1) for ticket in tickets)

@@ -10,16 +10,24 @@ if TYPE_CHECKING:
     from random import Random
 
 MS = 1_000_000
+S = 1_000 * MS
 
 FAULTS = (
     "worker_kill",
+    "worker_crash",
     "worker_start_death",
     "worker_hang",
     "worker_slow",
     "worker_failed",
     "worker_broken",
     "worker_poison",
+    "worker_spin",
+    "worker_stuck",
+    "worker_memory",
+    "worker_device",
+    "changes",
     "decoder_poison",
+    "decoder_stuck",
     "decoder_kill",
     "decoder_start_death",
     "decoder_hang",
@@ -36,6 +44,12 @@ FAULTS = (
     "drain",
 )
 """Classes of faults; each seed turns whole classes on or off."""
+
+ALIBIS = {"worker_crash", "worker_hang", "worker_spin", "worker_slow", "worker_stuck", "worker_broken", "worker_device"}
+"""Faults that look as if an image had crashed its worker. Without them only poison does."""
+
+POISONS = ("crash", "spin", "stop", "kill")
+"""What an image does to its worker: crashes it, has it work for ever, stops it, or has somebody kill it."""
 
 
 class ModelPlan:
@@ -55,12 +69,14 @@ class ModelPlan:
             self.points.append(ProfilePoint(size, p50_ns, int(p50_ns * draw.uniform(1.0, 1.3))))
         self.times_ns = {point.size: point.p99_ns for point in self.points}
         self.quick_ns = {point.size: point.p50_ns for point in self.points}
+        self.fits_size = draw.choice(sizes)
+        """Larger batches do not fit in memory, in worlds where that matters."""
         self.slot_count = draw.choice((0, 0, 0, 1, 2, 8, 32))
         """0: as many as the gateway would have, see `Plan`."""
         self.queue_max = draw.choice((2, 8, 32, 128))
         self.window_ns = draw.choice((0, 0, 0, MS, 5 * MS, 20 * MS))
         slowest_ns = max(self.times_ns.values())
-        self.deadline_ns = int(draw.choice((1.2, 3, 10, 30)) * slowest_ns) + draw.choice((5, 50, 300)) * MS
+        self.deadline_ns = int(draw.choice((1.2, 3, 10, 30)) * slowest_ns) + draw.choice((5, 50, 300, 3000)) * MS
 
 
 class Plan:
@@ -71,7 +87,7 @@ class Plan:
         share = draw.choice((0.0, 0.15, 0.3, 0.5, 0.9))
         self.faults = {fault for fault in FAULTS if draw.random() < share}
         if calm:
-            self.faults.clear()
+            self.faults &= {"changes"}
         self.models = [ModelPlan(draw) for _ in range(draw.choice((1, 1, 2, 3)))]
         self.worker_count = draw.randint(1, 3)
         self.decoder_count = draw.randint(1, 4)
@@ -83,6 +99,14 @@ class Plan:
             model.slot_count = (model.slot_count * (not calm)) or max(
                 model.times_ns
             ) * batches + self.frame_count_max * frames
+        self.restarts_max = draw.choice((0, 2, 5, 5))
+        self.restarts_window_ns = draw.choice((1, 3, 10)) * S
+        self.client_count = draw.choice((0, 2, 20))
+        """0: nobody says who he is."""
+        self.change_count = draw.choice((1, 2, 4, 8))
+        self.overlap_share = 1.0 if calm else draw.choice((0.0, 0.5, 1.0))
+        """Of changes, those where a successor starts beside its predecessor."""
+        self.bad_version_share = 0.0 if calm else draw.choice((0.0, 0.3))
         self.decoder_hang_ns = draw.choice((50, 200, 1000)) * MS
         self.start_timeout_ns = draw.choice((100, 1000)) * MS
         self.bodies_size = draw.choice((1, 4)) * 1_000_000 if "bodies_tight" in self.faults else 1_000_000_000

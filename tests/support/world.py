@@ -13,26 +13,31 @@ import heapq
 from random import Random
 from typing import TYPE_CHECKING
 
-from gateway import errors
-from gateway.scheduling.line import Line
+from gateway.scheduling import refusals
+from gateway.scheduling.blame import CONVICTION_NS
 from gateway.scheduling.scheduler import Scheduler
-from gateway.scheduling.ticket import TENSOR, Fill, Finish, Kill, Role, RunBatch, Send, Spawn
+from gateway.scheduling.ticket import TENSOR, Fill, Finish, Interrupt, Kill, Role, RunBatch, Send, Spawn, Stuck
 from shm.arena import BodyArena
 from tests.support import checkers
+from tests.support.changes import Operator
 from tests.support.checkers import require
-from tests.support.children import FakeDecoder, FakeWorker
+from tests.support.children import FakeDecoder
+from tests.support.clients import Clients
 from tests.support.plan import MS, Plan
-from tests.support.record import Record
+from tests.support.story import Story
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.scheduling.ticket import Body, Effect, Ticket
+    from gateway import errors
+    from gateway.scheduling.line import Line
+    from gateway.scheduling.ticket import Effect, Ticket
     from tests.support.children import FakeChild
+    from tests.support.plan import ModelPlan
+    from tests.support.record import Record
+    from tests.support.workers import FakeWorker
 
 START_NS = 1_000_000_000_000
-SETTLE_NS = 30_000_000_000
-REST_NS_MAX = 60_000_000_000
 EVENTS_MAX = 60_000
 ADVANCES_MAX = 40
 """Calls of `advance` that a timer may cause in one virtual millisecond."""
@@ -46,36 +51,42 @@ class World:
         self.draw = Random(seed)
         self.plan = plan = Plan(self.draw, calm=calm)
         self.faults = set(plan.faults)
+        self.models: dict[int, ModelPlan] = {}
+        """What a batch costs, by line; as all that follows, also of lines that are gone."""
+        self.lines: dict[int, Line] = {}
+        self.ready: dict[int, dict[int, Record]] = {}
+        self.workers: dict[int, FakeWorker] = {}
+        self.bad_lines: set[int] = set()
+        """Lines that no worker can load."""
+        self.too_large: dict[int, int] = {}
+        """The smallest batch that is known not to fit in memory, by line."""
+        self.convicted: dict[tuple[int, bytes], int] = {}
+        """Pixels that are refused, by line and digest, and until when."""
+        self.trace: list[tuple[object, ...]] = []
+        self.operator = Operator(self)
+        self.clients = Clients(self)
+        for service in range(len(plan.models)):
+            self.operator.services[service] = self.operator.new_line(service).index
         self.core = Scheduler(
-            [
-                Line(
-                    index,
-                    f"m{index}",
-                    slot_count=model.slot_count,
-                    queue_max=model.queue_max,
-                    window_ns=model.window_ns,
-                    deadline_ns=model.deadline_ns,
-                )
-                for index, model in enumerate(plan.models)
-            ],
+            list(self.lines.values()),
             bodies=BodyArena(plan.bodies_size),
             worker_count=plan.worker_count,
             decoder_count=plan.decoder_count,
             frame_count_max=plan.frame_count_max,
             decoder_hang_ns=plan.decoder_hang_ns,
             start_timeout_ns=plan.start_timeout_ns,
+            restarts_max=plan.restarts_max,
+            restarts_window_ns=plan.restarts_window_ns,
         )
         self.now = self.arrived_ns = START_NS
-        self.trace: list[tuple[object, ...]] = []
         self.records: dict[int, Record] = {}
         self.live: dict[int, Record] = {}
-        self.ready: list[dict[int, Record]] = [{} for _ in plan.models]
         self.holders: dict[tuple[int, int], FakeChild] = {}
         self.owners: dict[tuple[int, int], Record] = {}
         self.pixels: dict[tuple[int, int], int] = {}
         self.outputs: dict[tuple[int, int], int] = {}
         self.decoders = [FakeDecoder(self, index) for index in range(plan.decoder_count)]
-        self.workers = [FakeWorker(self, index) for index in range(plan.worker_count)]
+        self.operator.begin_with(self.core.workers)
         self.counts: dict[str, int] = {}
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
@@ -136,17 +147,19 @@ class World:
         """The driver's turn: effects until there are none, then the timer."""
         while True:
             self._dirty = False
-            for effect in self.core.advance(self.now):
+            effects = self.core.advance(self.now)
+            for effect in effects:
                 self.perform(effect)
             # What was filled meanwhile could not have been in the batches that this `advance` decided.
             filled, self._filled = self._filled, []
             for record in filled:
                 self.becomes_ready(record)
-            if not self._dirty:
+            if not effects and not self._dirty:
                 break
         checkers.bounded(self)
         checkers.timer(self)
         checkers.busy(self)
+        checkers.seen_off(self)
         self._arm()
 
     def _arm(self) -> None:
@@ -167,6 +180,51 @@ class World:
         self._timer_advances += 1
         require(self._timer_advances <= ADVANCES_MAX, "the timer spins")
         self.pump()
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    def add_line(self, line: Line, model: ModelPlan) -> None:
+        """One more; the first ones are what the core is made with."""
+        self.lines[line.index] = line
+        self.models[line.index] = model
+        self.ready[line.index] = {}
+        if hasattr(self, "core"):
+            self.core.add_line(line)
+
+    def remove_line(self, line: Line) -> None:
+        """The core has forgotten it."""
+        self.note("removed", line.index)
+        self.count("line_removed")
+        del self.lines[line.index]
+        self.convicted = {key: until_ns for key, until_ns in self.convicted.items() if key[0] != line.index}
+
+    def served(self, service: int) -> Line | None:
+        """The line that serves one of the plan's models now."""
+        index = self.operator.services[service]
+        return None if index is None else self.lines[index]
+
+    # -- poison ------------------------------------------------------------------------------------------------------
+
+    def refusal(self, record: Record) -> errors.Refusal | None:
+        """What the gateway says of pixels that are about to wait for a worker."""
+        blame, line = self.core.blame, record.ticket.line
+        known = blame.covers(line) and blame.is_convicted(line, record.digest, self.now)
+        must = self.convicted.get((line.index, record.digest), 0) > self.now
+        require(known == must, f"{record} is convicted: {known}, and should be: {must}")
+        record.convicted = known
+        if known:
+            self.count("poison_known")
+        return refusals.poisoned() if known else None
+
+    def convict(self) -> None:
+        """As the gateway does behind every death and every batch that was given up."""
+        for ticket in list(self.core.blame.accused):
+            record = self.record(ticket)
+            require(record.crashes >= 2, f"{record} is accused of {record.crashes} crashes")
+            self.note("convict", record.number, record.digest)
+            self.convicted[record.line, record.digest] = self.now + CONVICTION_NS
+            self.clients.convictions.setdefault(record.client, []).append(self.now)
+            self.core.convict(ticket, record.digest, self.now)
 
     # -- effects -----------------------------------------------------------------------------------------------------
 
@@ -192,7 +250,19 @@ class World:
         elif isinstance(effect, Kill):
             self.note("kill", effect.role.value, effect.index, effect.reason)
             self.count(f"kill_{effect.reason}")
-            self._child(effect.role, effect.index).kill()
+            child = self._child(effect.role, effect.index)
+            checkers.killed(self, child, effect.reason)
+            child.kill()
+        elif isinstance(effect, Interrupt):
+            self.note("interrupt", effect.worker)
+            self.count("interrupt")
+            self.workers[effect.worker].interrupt()
+        elif isinstance(effect, Stuck):
+            self.note("stuck", effect.role.value, effect.index)
+            self.count(f"stuck_{effect.role.value}")
+            child = self._child(effect.role, effect.index)
+            checkers.is_stuck(self, child)
+            child.stuck = True
 
     def _child(self, role: Role, index: int) -> FakeChild:
         return self.decoders[index] if role is Role.DECODER else self.workers[index]
@@ -215,8 +285,10 @@ class World:
         require(ticket.encoding == TENSOR, "an image is copied as if it were a tensor")
         require(ticket.body is not None and ticket.body._holders > 0, "a tensor is copied from freed memory")
         self.pixels[record.line, ticket.slot] = record.number
-        self.core.filled(ticket, self.now)
-        self._filled.append(record)
+        refusal = self.refusal(record)
+        self.core.filled(ticket, self.now, refusal)
+        if refusal is None:
+            self._filled.append(record)
         self.touch()
 
     def becomes_ready(self, record: Record) -> None:
@@ -225,7 +297,8 @@ class World:
             record.ready_ns = self.now
             self.ready[record.line][record.number] = record
 
-    def _over(self, record: Record) -> None:
+    def over(self, record: Record) -> None:
+        """Nobody waits for it any more."""
         record.place = "over"
         self.live.pop(record.number, None)
         self.ready[record.line].pop(record.number, None)
@@ -239,7 +312,7 @@ class World:
         record.answer = code
         self.live.pop(record.number)
         if refusal is not None:
-            self._over(record)
+            self.over(record)
         elif "slow_reader" in self.faults and self.chance(0.5):
             self.after(self.uniform(0, 20 * MS), lambda: self._release(record))
         else:
@@ -247,153 +320,11 @@ class World:
 
     def _release(self, record: Record) -> None:
         if not record.gone:
-            self._over(record)
+            self.over(record)
             self.core.release(record.ticket)
             self.touch()
 
-    # -- clients -----------------------------------------------------------------------------------------------------
-
-    def arrive(self, line_index: int, *, deadline_ns: int | None = None, priority: int = 0) -> None:
-        """A request's headers are here: precheck, then room for its body, then its body, then its tickets."""
-        draw, line = self.draw, self.core.lines[line_index]
-        self.arrived_ns = self.now
-        if deadline_ns is None:
-            tight = self.chance(self.plan.tight_share)
-            deadline_ns = self.now + int(
-                line.deadline_ns * (draw.uniform(0.05, 0.6) if tight else draw.uniform(0.8, 3))
-            )
-            priority = int(self.chance(self.plan.batch_share))
-        images = draw.randint(2, 12) if self.chance(self.plan.many_share) else 1
-        tensor = self.chance(self.plan.tensor_share)
-        parts = []
-        total = 0
-        for _ in range(images):
-            large = self.chance(self.plan.large_share)
-            size = self.uniform(1_500_000, 4_000_000) if large else self.uniform(0, 60_000) * (draw.random() < 0.99)
-            parts.append((total, size, TENSOR if tensor else draw.randint(0, 1)))
-            total += size
-        try:
-            self.core.precheck(line, deadline_ns, self.now, priority=priority, size=total)
-            body = self.core.allocate_body(total + draw.choice((0, 1000)))
-        except errors.Refusal as refusal:
-            self.note("refused", refusal.code)
-            self.count(f"pre_{refusal.code}")
-            return
-        at = body.region.offset
-        parts = [(at + offset, size, encoding) for offset, size, encoding in parts]
-        reading_ns = self.uniform(0, 2 * MS)
-        self.after(reading_ns, lambda: self._submit(line, body, parts, priority, deadline_ns))
-
-    def _submit(
-        self, line: Line, body: Body, parts: list[tuple[int, int, int]], priority: int, deadline_ns: int
-    ) -> None:
-        cancels = "cancel" in self.faults
-        try:
-            if cancels and self.chance(0.1):
-                return
-            if body.region.size > parts[-1][0] + parts[-1][1] - body.region.offset > 0:
-                body.shrink(parts[-1][0] + parts[-1][1] - body.region.offset)
-            tickets = self.core.submit(
-                line, body, parts, priority=priority, deadline_ns=deadline_ns, top_k=5, now_ns=self.now
-            )
-        except errors.Refusal as refusal:
-            self.note("refused", refusal.code)
-            self.count(f"submit_{refusal.code}")
-            return
-        finally:
-            body.release()
-            self.touch()
-        self.note("submit", line.index, deadline_ns, *(ticket.number for ticket in tickets))
-        for ticket, (_, _, encoding) in zip(tickets, parts, strict=True):
-            claim = (priority, ticket.due_ns, ticket.number)
-            record = Record(ticket, line.index, claim, deadline_ns, self.now)
-            self.records[ticket.number] = self.live[ticket.number] = record
-            record.tensor = encoding == TENSOR
-            for role in ("decoder", "worker"):
-                if f"{role}_poison" in self.faults and self.chance(0.05):
-                    record.poison = role
-        if cancels and self.chance(0.4):
-            wait_ns = self.uniform(0, self.draw.choice((1, 5, 40)) * MS)
-            self.after(wait_ns, lambda: self._leave([self.records[ticket.number] for ticket in tickets]))
-
-    def _leave(self, records: list[Record]) -> None:
-        """The client hangs up."""
-        for record in records:
-            self.cancel(record)
-
-    def cancel(self, record: Record) -> None:
-        self.note("cancel", record.number, record.place)
-        self.count(f"cancel_{record.place}")
-        if record.answer is None:
-            record.cancelled = True
-        self._over(record)
-        self.core.cancel(record.ticket, self.now)
-        self.touch()
-
-    # -- the story -----------------------------------------------------------------------------------------------------
-
     def run(self) -> World:
-        """Safety phase with faults, then a phase in which everything must come to an end and serve again."""
-        plan, draw = self.plan, self.draw
-        burst_ns = 0
-        for _ in range(plan.request_count):
-            if self.chance(0.6):
-                burst_ns = self.uniform(0, plan.length_ns)
-            line = draw.randrange(len(plan.models))
-            self.after(45 * MS + burst_ns + self.uniform(0, MS), lambda line=line: self.arrive(line))
-        for fault in sorted(self.faults):
-            self._schedule(fault)
-        self.after(45 * MS + plan.length_ns, self._heal)
-        self.play()
-        checkers.empty(self)
-        rest_ns = self.now - START_NS - 45 * MS - plan.length_ns
-        require(rest_ns <= REST_NS_MAX, f"the world comes to rest {rest_ns} ns after its last fault")
-        self._probe()
+        """Play it to the end. Raises when something is not as it should be."""
+        Story(self).play()
         return self
-
-    def _schedule(self, fault: str) -> None:
-        role, _, what = fault.partition("_")
-        span_ns = 45 * MS + self.plan.length_ns
-        if what in ("kill", "hang", "slow") and role in ("worker", "decoder"):
-            children = self.workers if role == "worker" else self.decoders
-            for _ in range(self.draw.randint(1, 4)):
-                child = self.draw.choice(children)
-                self.after(self.uniform(0, span_ns), getattr(child, "die" if what == "kill" else what))
-        elif fault == "pokes":
-            for _ in range(40):
-                self.after(self.uniform(0, span_ns), self.touch)
-        elif fault == "drain" and self.chance(0.5):
-            self.after(self.uniform(span_ns // 2, span_ns), self._drain)
-
-    def _drain(self) -> None:
-        self.note("drain")
-        self.core.drain()
-
-    def _heal(self) -> None:
-        """No fault from here on. What hangs without work is killed: nobody could ever have noticed."""
-        self.note("heal")
-        self.faults.clear()
-        for child in (*self.workers, *self.decoders):
-            child.factor = 1.0
-            if child.hung and child.announced and not child.owes:
-                child.die()
-
-    def _probe(self) -> None:
-        """Long after the last fault every model serves every kind of request."""
-        for _ in range(2):
-            self.now += SETTLE_NS
-            before = dict(self.counts)
-            for line in range(len(self.plan.models)):
-                deadline_ns = self.now + SETTLE_NS
-                self.after(line * MS, lambda line=line, at_ns=deadline_ns: self.arrive(line, deadline_ns=at_ns))
-            self.play()
-            checkers.empty(self)
-            gained = {name: count - before.get(name, 0) for name, count in self.counts.items()}
-            refused = sorted(name for name, count in gained.items() if count and name.startswith(("pre_", "submit_")))
-            if self.core.draining:
-                require(refused == ["pre_draining"], f"while draining, requests meet {refused}")
-                continue
-            # More images at once than a queue takes is what a request may ask for here, and is refused for good.
-            bad = [name for name in refused if "overloaded" not in name and "payload_too_large" not in name]
-            bad += [name for name in ("deadline_exceeded", "worker_lost", "undecodable_image") if gained.get(name)]
-            require(not bad, f"a quiet and healthy server says {bad}")
