@@ -214,7 +214,7 @@ class Core:
         slots = all(each.arena.free_count == each.arena.count and not each.dues for each in self.lines)
         return slots and self.bodies.held_size == 0 and self.s.live_count == 0
 
-    def words(self, effect: Effect) -> str:  # noqa: PLR0911 - one for each kind
+    def words(self, effect: Effect) -> str:
         if isinstance(effect, Send):
             return f"send {effect.decoder}: {self.names(effect.tickets)}"
         if isinstance(effect, Fill):
