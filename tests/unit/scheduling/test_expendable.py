@@ -32,6 +32,7 @@ def test_it_is_given_up_with_the_first_worker_that_dies_of_it(guilty):
 
 def test_it_is_given_up_when_it_hangs():
     core = running(True)
+    assert core.do(NOW + 5 * S) == ["interrupt 0"]
     core.ran(at=NOW + 5 * S, status=ItemStatus.INTERRUPTED)
     assert "finish 1: worker_lost" in core.do(NOW + 5 * S)
     assert core.quiet()
