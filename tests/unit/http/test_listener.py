@@ -249,3 +249,13 @@ def test_a_pause_and_its_end_are_said_once(monkeypatch, caplog):
     with caplog.at_level("INFO"):
         listen(story, numbers=[errno.EMFILE] * 5)
     assert [record.getMessage() for record in caplog.records] == ["accept_failed", "accept_resumed"]
+
+
+def test_a_drain_without_time_still_accepts_who_waits():
+    async def story(listening, _bound, address, made):
+        clients = dial(address, 2 * ACCEPTS_PER_TICK + 1)
+        await listening.drain(asyncio.get_running_loop().time())
+        assert len(made) == len(clients)
+        hang_up(clients)
+
+    listen(story)
