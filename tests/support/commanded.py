@@ -69,9 +69,17 @@ class Commanded(Gateway):
 
 @contextlib.contextmanager
 def commanded(
-    repository: Path, state: Path, *, ready: bool = True, environ: dict[str, str] | None = None, **settings: object
+    repository: Path,
+    state: Path,
+    *,
+    ready: bool = True,
+    environ: dict[str, str] | None = None,
+    kind: type[Commanded] = Commanded,
+    **settings: object,
 ) -> Iterator[Commanded]:
-    """Start one over a repository, with its state in a folder, and stop it at the end if it still runs."""
+    """Start one over a repository, with its state in a folder, and stop it at the end if it still runs. `kind`: with
+    what further words.
+    """
     settings = {"models": repository, "port": 0, "state_dir": state, **settings}
     with contextlib.ExitStack() as stack:
         runtime = stack.enter_context(runtime_folder())
@@ -85,7 +93,7 @@ def commanded(
             stderr=log,
         )
         try:
-            running = Commanded(process, Path(log.name), runtime)
+            running = kind(process, Path(log.name), runtime)
             if ready:
                 running.wait_ready()
             yield running
