@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
 import orjson
 
 from gateway import errors
 from gateway.admin import openapi
 from gateway.http import responses
 from gateway.http.responses import Reply
-from gateway.lifecycle.desired import Want
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,17 +93,9 @@ class Answers:
     async def load(self, asked: Asked) -> Reply:
         """Serve one version more; with `default`, for requests that name none: both as one change."""
         wanted: VersionWanted = asked.body
-        if not wanted.default:
-            versions = None if wanted.version is None else (wanted.version,)
-            return await self._done(self._changes.load(asked.name, versions), asked)
-        model = self._changes.model(asked.name)
-        wanted_now = {version["version"] for version in model["versions"] if version["wanted"]}
-        want = msgspec.structs.replace(
-            msgspec.convert(model["want"], Want, str_keys=True),
-            versions=tuple(sorted(wanted_now | {wanted.version})),
-            default=wanted.version,
-        )
-        return await self._done(self._changes.configure(asked.name, want), asked)
+        versions = None if wanted.version is None else (wanted.version,)
+        default = wanted.version if wanted.default else None
+        return await self._done(self._changes.load(asked.name, versions, default=default), asked)
 
     async def unload(self, asked: Asked) -> Reply:
         """Serve one version less, or none."""

@@ -14,8 +14,8 @@ class Changes(Protocol):
 
     operations: Operations
 
-    def load(self, name: str, versions: tuple[int, ...] | None = None) -> Operation:
-        """Serve these versions too; None: what the repository and the settings say."""
+    def load(self, name: str, versions: tuple[int, ...] | None = None, *, default: int | None = None) -> Operation:
+        """Serve these versions too; None: what the repository and the settings say. `default`: one of them."""
 
     def unload(self, name: str, version: int | None = None) -> Operation:
         """Serve one version less, or none of the model."""

@@ -146,15 +146,21 @@ class Changes:
 
     # -- what can be asked ---------------------------------------------------------------------------------------
 
-    def load(self, name: str, versions: tuple[int, ...] | None = None) -> Operation:
-        """Serve these versions too; None: what the repository and the settings say. Raises UnknownModel, Overloaded."""
+    def load(self, name: str, versions: tuple[int, ...] | None = None, *, default: int | None = None) -> Operation:
+        """Serve these versions too; None: what the repository and the settings say. Raises UnknownModel, Overloaded.
+
+        `default`: the one of them that answers requests which name none, from now on.
+        """
         self._check_known(name, versions or ())
 
         async def work(operation: Operation) -> None:
-            await self._reread(name)
             want = self._catalogue.want(name)
+            # As it was before anybody looked again: a larger version that lies there by now pushes none out.
             wanted = self._catalogue.wanted(name)
+            await self._reread(name)
             want = tables.resumed(want) if versions is None else tables.with_versions(want, wanted, versions)
+            if default is not None:
+                want = msgspec.structs.replace(want, default=default)
             await self._load(operation, name, want, versions or ())
 
         return self._ask("load", name, work)

@@ -96,6 +96,12 @@ def test_a_session(root):
         before = running.child("worker")
         assert "gone" in type_in(running, "reload", "m")
         assert running.child("worker") != before
+        write_model(root, "m", 3)
+        type_in(running, "load", "m", "--version", "3", "--default")
+        assert running.predict(png(3), "m").document["version"] == 2, "weights stand over the default"
+        type_in(running, "set", "m", "--clear", "weights")
+        assert running.predict(png(3), "m").document["version"] == 3
+        type_in(running, "unload", "m", "--version", "3")
         type_in(running, "unload", "m", "--version", "2")
         assert_problem(running.predict(png(3), "m/2"), 404, "unknown_model")
         assert running.predict(png(3), "m").document["version"] == 1
@@ -103,7 +109,11 @@ def test_a_session(root):
         document = json.loads(type_in(running, "status", "--json"))
         assert (document["pid"], document["status"]) == (running.pid, "ready")
         (model,) = document["models"]
-        assert {version["version"]: version["state"] for version in model["versions"]} == {1: "ready", 2: "unloaded"}
+        assert {version["version"]: version["state"] for version in model["versions"]} == {
+            1: "ready",
+            2: "unloaded",
+            3: "unloaded",
+        }
 
         assert "the gateway is gone" in type_in(running, "drain")
         assert running.process.wait(30) == 0

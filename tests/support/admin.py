@@ -76,8 +76,8 @@ class Remembered:
             operation.result = {"seconds": 0.5}
             operation.succeed()
 
-    def load(self, name: str, versions: tuple[int, ...] | None = None) -> Operation:
-        return self._begin("load", name, versions)
+    def load(self, name: str, versions: tuple[int, ...] | None = None, *, default: int | None = None) -> Operation:
+        return self._begin("load", name, versions, *(() if default is None else (default,)))
 
     def unload(self, name: str, version: int | None = None) -> Operation:
         return self._begin("unload", name, version)

@@ -28,7 +28,7 @@ def flat(result) -> str:
     [
         (["load", "m"], ("load", "m", None)),
         (["load", "m", "--version", "2"], ("load", "m", (2,))),
-        (["load", "m", "--version", "2", "--default"], ("configure", "m", Want(versions=(1, 2, 3), default=2))),
+        (["load", "m", "--version", "2", "--default"], ("load", "m", (2,), 2)),
         (["unload", "m"], ("unload", "m", None)),
         (["unload", "m", "--version", "3"], ("unload", "m", 3)),
         (["reload", "m"], ("reload", "m", None)),
