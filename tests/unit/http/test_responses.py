@@ -17,9 +17,11 @@ from shm import layout
 
 
 def refusals(kind=errors.Refusal):
+    """Those of the tree; a room's own kinds of them answer as they do."""
     yield kind
     for child in kind.__subclasses__():
-        yield from refusals(child)
+        if child.__module__ == errors.__name__:
+            yield from refusals(child)
 
 
 def made(kind):
