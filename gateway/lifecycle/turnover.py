@@ -99,9 +99,12 @@ class Turnover:
             await self._news()
         states = self._driver.children.states
         for resident in self._catalogue.residents.values():
-            details = states[resident.line.index].failures.values()
-            if details and not self._core.is_up(resident.line):
-                self.fail(resident.found, "; ".join(dict.fromkeys(details)))
+            failures = states[resident.line.index].failures
+            if failures and not self._core.is_up(resident.line):
+                detail = "; ".join(dict.fromkeys(failures.values()))
+                self.fail(resident.found, detail)
+                # What its worker said goes with the worker, which another change may replace.
+                failures[SPARED] = detail
         self.show()
         await self.room.measure(self.seats)
 

@@ -146,6 +146,8 @@ def running(tmp_path_factory):
     with gateway(root, ready=False) as running:
         running.wait_event("worker_ready")
         running.wait_event("decoder_ready")
+        # Every worker has been looked at and, where a model failed, replaced: what is said of it stays.
+        running.wait_event("operation_ended", kind="evaluate")
         yield running
 
 
