@@ -22,6 +22,9 @@ LIVE_COUNT_MAX = 64
 ENDED_COUNT_MAX = 256
 """Operations that have ended and can still be asked for."""
 
+KINDS = ("load", "unload", "reload", "configure", "evaluate", "restart", "wake", "unload_idle", "evict")
+"""What there is to ask for: by operators, by the repository, by a request for a lazy model, by its use."""
+
 _RETRY_AFTER_S = 5
 
 
@@ -134,13 +137,14 @@ class Operations:
     """Every operation that is remembered, in the order in which they were asked for."""
 
     def __init__(self) -> None:
-        self.counts: dict[tuple[str, str], int] = {}
+        self.counts = {(kind, state.value): 0 for kind in KINDS for state in State}
         """How many of each kind came into each state, for the metrics."""
         self._live: dict[str, Operation] = {}
         self._over: dict[str, Operation] = {}
 
     def begin(self, kind: str, model: str = "") -> Operation:
-        """A new operation, queued. Raises Overloaded."""
+        """A new operation, queued; `kind` is one of KINDS. Raises Overloaded."""
+        assert kind in KINDS, kind
         if len(self._live) >= LIVE_COUNT_MAX:
             raise errors.Overloaded(
                 f"{LIVE_COUNT_MAX} operations are waiting already; try again when some have ended",
@@ -166,7 +170,7 @@ class Operations:
 
     def _changed(self, operation: Operation) -> None:
         key = operation.kind, operation.state.value
-        self.counts[key] = self.counts.get(key, 0) + 1
+        self.counts[key] += 1
         if operation.is_ended:
             self._over[operation.id] = self._live.pop(operation.id)
             if len(self._over) > ENDED_COUNT_MAX:

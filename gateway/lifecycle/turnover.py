@@ -55,8 +55,8 @@ class Turnover:
         self.publish: Callable[[Routes], None] = lambda _: None
         self.seats: dict[int, int | None] = dict.fromkeys(range(len(settings.devices)))
         """The worker on each seat, by index; None: it is empty."""
-        self.given_back_share: float | None = None
-        """Of the worker that ended last."""
+        self.given_back_share = 1.0
+        """Of the workers that ended with the last change; of none, everything."""
         self.arriving: set[Key] = set()
         self.leaving: set[Key] = set()
         self.no_gap = asyncio.Event()
@@ -313,13 +313,19 @@ class Turnover:
         for seat, before in self.seats.items():
             models = self._models(seat, residents)
             models_before = self._core.worker(before).models if before is not None else frozenset()
-            if models != models_before or seat in forced:
+            # One that failed at the start is in the worker's set, and was never in the worker.
+            if models != models_before - self._failed() or seat in forced:
                 beside = True
                 if before is not None and models:
                     files = [resident.files for resident in residents if resident.line.index in models]
                     beside = await self.room.fits_beside(seat, before, files)
                 moves.append(Move(seat, before, models_before, models, beside))
         return moves
+
+    def _failed(self) -> set[int]:
+        """Lines of residents that could not be loaded."""
+        residents = self._catalogue.residents.values()
+        return {each.line.index for each in residents if self._catalogue.has_failed(each.key, each.found)}
 
     async def _wait_up(self, timeout_s: float) -> None:
         """Until the workers of all seats are up, or are known not to come up, or for so long."""

@@ -42,8 +42,7 @@ class Views:
         """For the metrics."""
         for seat, size in self._turnover.room.memory_sizes.items():
             yield "penstock_worker_memory_bytes", (str(seat),), size
-        if self._turnover.given_back_share is not None:
-            yield "penstock_unload_given_back_ratio", (), self._turnover.given_back_share
+        yield "penstock_unload_given_back_ratio", (), self._turnover.given_back_share
 
     def _states(self) -> dict[Key, dict[str, Any]]:
         """What is known of versions beyond their files, by key."""
