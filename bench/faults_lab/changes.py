@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.faults_lab.generator import Generator
 from bench.faults_lab.kills import PATIENT
+from bench.faults_lab.ledger import Ledger, Verdict
 from bench.faults_lab.target import all_children, write_model
 
 if TYPE_CHECKING:
@@ -82,28 +84,31 @@ def rewrite(repository: Path, fake: dict[str, object] | None, name: str = "m") -
 async def cycles(lab: Lab, count: int) -> None:
     """A model of 64 MiB is loaded beside one that serves, is asked, and is unloaded; memory stays where it was."""
     settings = {**PATIENT, "decoders": 2}
-    big = {"fake": {"base_ms": 1.0, "memory_size": 64 << 20}}
-    models = {"big": big}
-    async with lab.trial(
-        "model: load and unload", rate=40.0, model={"fake": GOOD}, models=models, settings=settings
-    ) as trial:
-        asker = trial.another("big", rate=0, path="/predictions/big")
+    async with lab.trial("model: load and unload", rate=40.0, model={"fake": GOOD}, settings=settings) as trial:
+        write_model(trial.repository, "big", fake={"base_ms": 1.0, "memory_size": 64 << 20})
+        # Its counters go with it, so its requests are in a ledger of their own.
+        asker = Generator(Ledger(), trial.target.port, rate=0, seed=trial.seed, prefix="big", path="/predictions/big")
         asker.start()
-        await operate(trial, "DELETE", f"/admin/models/big?wait={WAIT_S}")
         for _ in range(count):
             begun_s = time.monotonic()
-            status, document = await operate(trial, "POST", f"/admin/models/big/versions?wait={WAIT_S}", {"version": 1})
-            if status != 200:
-                trial.row.problems.append(f"a load ended with {status}: {str(document)[:300]}")
-            await asker.ask(kind="big")
-            status, document = await operate(trial, "DELETE", f"/admin/models/big?wait={WAIT_S}")
-            if status != 200:
-                trial.row.problems.append(f"an unload ended with {status}: {str(document)[:300]}")
+            await _operate_well(trial, "POST", f"/admin/models/big/versions?wait={WAIT_S}", {"version": 1})
+            row = await asker.ask(kind="big")
+            if row.verdict is not Verdict.OK:
+                trial.row.problems.append(f"the model that was just loaded answered {row.status} {row.code}")
+            done = await _operate_well(trial, "DELETE", f"/admin/models/big?wait={WAIT_S}")
             trial.struck(begun_s)
-            lab.figures["given_back_share"].append(float(document.get("result", {}).get("given_back_share", 0.0)))
+            lab.figures["given_back_share"].append(float(done.get("given_back_share", 0.0)))
             lab.figures["cycle_memory_kib"].append(_resident_kib(trial.target.pid))
         await asker.finish()
     lab.figures["cycle_failures"].append(trial.ledger.failures())
+
+
+async def _operate_well(trial: Trial, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The result of an operation that is to succeed; when it does not, that is a problem."""
+    status, document = await operate(trial, method, path, body)
+    if status != 200:
+        trial.row.problems.append(f"{method} {path} ended with {status}: {str(document)[:300]}")
+    return document.get("result", {})
 
 
 def _resident_kib(pid: int) -> float:
@@ -154,4 +159,4 @@ async def _round(trial: Trial, number: int, *, looping: bool, seconds: float = 5
     rows = [row for row in trial.ledger.rows[begin:] if row.id.startswith(f"well{number}-")]
     await ill.finish()
     await trial.target.wait("the worker is back", lambda: len(trial.target.up("worker")) == 2)
-    return sum(row.verdict == "ok" for row in rows) / len(rows)
+    return sum(row.verdict is Verdict.OK for row in rows) / len(rows)

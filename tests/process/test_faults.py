@@ -8,11 +8,12 @@ line in the log.
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 
 import pytest
 
-from bench.faults_lab import ends, kills, strains, suspects
+from bench.faults_lab import changes, ends, kills, strains, suspects
 from bench.faults_lab.ledger import Verdict
 from bench.faults_lab.trial import Lab
 
@@ -63,6 +64,32 @@ def test_clients_leave():
 
 def test_no_descriptor_is_left():
     assert_clean(tried(strains.exhausted, 1))
+
+
+def test_an_image_is_poison():
+    lab = tried(suspects.poison, 1)
+    assert_clean(lab, refusals=True)
+    assert max(lab.figures["poison_crashes"]) <= 2
+    assert lab.figures["poison_again_crashes"] == [0, 0]
+    assert lab.figures["innocent_failures"] == [0, 0]
+
+
+def test_a_model_is_reloaded_well_and_badly():
+    assert_clean(tried(changes.reloads, 4))
+
+
+def test_a_model_comes_and_goes():
+    lab = tried(changes.cycles, 1)
+    assert_clean(lab)
+    assert min(lab.figures["given_back_share"]) >= 0.99
+
+
+def test_the_gateway_is_replaced():
+    assert_clean(tried(functools.partial(ends.replaced, rate=100.0), 1))
+
+
+def test_the_gateway_is_asked_to_stop():
+    assert_clean(tried(ends.stopped, 1))
 
 
 def test_the_gateway_is_killed():
