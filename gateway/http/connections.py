@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
+import os
 import secrets
+import socket
 import termios
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -92,9 +95,13 @@ class Connection(RequestHandler):
         transport = self.transport
         if transport is None:
             return
-        unread = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
-        if not any(unread):
-            self.force_close()
+        fd = transport.get_extra_info("socket").fileno()
+        if any(fcntl.ioctl(fd, termios.FIONREAD, bytes(4))):
+            return
+        # The loop would tell the client a turn later, and until then it might ask.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as ours:
+            ours.shutdown(socket.SHUT_WR)
+        self.force_close()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None

@@ -175,6 +175,7 @@ def test_it_is_not_closed_over_words_that_the_loop_has_not_read():
         assert not wire.closed
         wire.ours.recv(1)
         close_silent([connection])
+        assert wire.client.recv(1, socket.MSG_DONTWAIT) == b"", "the client knows at once"
         assert wire.closed
         assert connection.transport is None
         close_silent([connection])  # Twice does no harm.
