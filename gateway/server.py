@@ -17,12 +17,13 @@ from gateway import logs, systemd
 from gateway.admin.facts import GatewayFacts
 from gateway.admin.front import AdminFront
 from gateway.driver import Driver
-from gateway.errors import InvalidSettings
+from gateway.errors import InvalidModel, InvalidSettings
 from gateway.estate import START_MARGIN_S, Estate
 from gateway.handover import Handover
 from gateway.http.front import Front
 from gateway.lifecycle.changes import Changes
 from gateway.lifecycle.desired import Store, Unreadable
+from gateway.lifecycle.watcher import Watcher, everybody
 from gateway.models.repository import scan
 from gateway.paths import state_dir
 from shm import failpoints
@@ -256,6 +257,20 @@ class Gateway:
         _log.info("stopped", everything_answered=self._drained and answered)
 
 
+def _check(settings: Settings) -> None:
+    """Raises InvalidModel when a model of the repository cannot be served, not even by another version of it.
+
+    A version that was put there while the gateway served, and broken, must not keep it from starting again.
+    """
+    root = Path(settings.models)
+    try:
+        scan(root, settings.versions)
+    except InvalidModel:
+        look = Watcher(root).look(everybody)
+        if not look.faults or any(name not in look.versions for name, _ in look.faults):
+            raise
+
+
 def _store(settings: Settings) -> Store | None:
     """Where the desired state is kept; None where this user has no place for it and the settings name none.
 
@@ -335,7 +350,7 @@ def run(settings: Settings, body: Callable[[Gateway], Awaitable[None]] = forever
     is started, InvalidSettings when that gateway stays.
     """
     if not settings.watch:
-        scan(Path(settings.models), settings.versions)  # Who watches is told in the log, and mends it while it serves.
+        _check(settings)  # Who watches is told in the log, and mends it while it serves.
     with _logging(settings), contextlib.closing(Estate.acquire(settings, replace=replace)) as estate:
         return _run(settings, None, estate, body)
 

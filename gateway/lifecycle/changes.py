@@ -186,6 +186,8 @@ class Changes:
         async def work(operation: Operation) -> None:
             await self._reread(name)
             numbers = [version] if version is not None else list(self._catalogue.wanted(name))
+            if not set(numbers) & self._catalogue.wanted(name).keys():
+                raise errors.UnknownModel(f"model {name} is not loaded, so that there is nothing to reload; load it")
             keys = {(name, number) for number in numbers}
             for key in keys:
                 if key in self._catalogue.look.faults:

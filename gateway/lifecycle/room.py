@@ -137,14 +137,27 @@ class Room:
         for seat, worker in seats.items():
             if worker is None or not core.worker(worker).ready:
                 continue
-            kind = _kind(self._devices[seat])
-            base = self.memory_sizes[seat] = await self._held(seat, worker)
-            for resident in self._catalogue.residents.values():
-                loaded = states[resident.line.index].loaded.get(worker)
-                if loaded is not None:
-                    self._needs.measured(resident.files, kind, loaded.memory_size)
-                    base -= loaded.memory_size
-            self._needs.base_measured(kind, max(0, base))
+            held = self.memory_sizes[seat] = await self._held(seat, worker)
+            loaded = {
+                resident.files: states[resident.line.index].loaded[worker].memory_size
+                for resident in self._catalogue.residents.values()
+                if worker in states[resident.line.index].loaded
+            }
+            if _kind(self._devices[seat]) == "cpu":
+                self._learn("cpu", loaded)
+                self._needs.base_measured("cpu", max(0, held - sum(loaded.values())))
+            elif held:
+                self._learn(_kind(self._devices[seat]), self._shared_out(held, loaded, _kind(self._devices[seat])))
+
+    def _learn(self, kind: str, loaded: Mapping[str, int]) -> None:
+        for files, size in loaded.items():
+            self._needs.measured(files, kind, size)
+
+    def _shared_out(self, held: int, loaded: Iterable[str], kind: str) -> dict[str, int]:
+        """Of device memory only the whole process' is known: what is beyond known needs is the new models', alike."""
+        known = {files: need for files in loaded if (need := self._needs.of(files, kind)) is not None}
+        new = [files for files in loaded if files not in known]
+        return dict.fromkeys(new, max(0, held - sum(known.values())) // max(1, len(new)))
 
     async def _capacity(self, seat: int, worker: int | None) -> int | None:
         """Bytes that one worker may take on a seat, once its present one is gone; None: nobody knows."""

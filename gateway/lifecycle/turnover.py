@@ -22,7 +22,7 @@ from gateway.errors import InvalidModel
 from gateway.lifecycle.catalogue import Failure, Resident, key_of, name_of
 from gateway.lifecycle.departures import GIVEN_BACK_SHARE_MIN, Departure
 from gateway.lifecycle.room import Room, Unplaceable
-from gateway.lifecycle.succession import LOOK_S, Move, Succession, Unloadable
+from gateway.lifecycle.succession import DEATHS_MAX, LOOK_S, Move, Succession, Unloadable
 from gateway.scheduling.restarts import State
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Turnover:
         while True:
             workers = [self._core.worker(index) for index in self.seats.values() if index is not None]
             spared = [self._spare(worker.index) for worker in workers if not worker.ready]
-            if not any(spared) and all(worker.ready or worker.restarts.failing for worker in workers):
+            if not any(spared) and all(worker.ready or worker.restarts.total >= DEATHS_MAX for worker in workers):
                 break
             await self._news()
         states = self._driver.children.states
@@ -111,7 +111,7 @@ class Turnover:
     def _spare(self, index: int) -> bool:
         """Replace a worker that died twice over one model by one without it. Whether that was so."""
         worker, states = self._core.worker(index), self._driver.children.states
-        guilty = [model for model in worker.models if states[model].crashes.get(index, 0) > 1]
+        guilty = [model for model in worker.models if states[model].crashes.get(index, 0) >= DEATHS_MAX]
         if not guilty:
             return False
         models = worker.models - set(guilty)
@@ -195,7 +195,7 @@ class Turnover:
         self.seats |= succession.workers
         operation.result |= {
             "loaded": [name_of(resident.key) for resident in arriving],
-            "unloaded": [name_of(resident.key) for resident in old if resident.key not in self.arriving],
+            "unloaded": [name_of(resident.key) for resident in old if resident.key in self.leaving],
         }
         await self.room.measure(self.seats)
         operation.progress("unloading", 0.95)
@@ -211,6 +211,7 @@ class Turnover:
             resident.serving = resident.line.awaited = True
             catalogue.failures.pop(resident.key, None)
         catalogue.desired.models.update(wants)
+        self.arriving = set()
         self._close_gap()
         for resident in old:
             self._core.close_line(resident.line)

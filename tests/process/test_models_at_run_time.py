@@ -158,6 +158,15 @@ def standing(tmp_path_factory):
         yield running
 
 
+def test_what_is_not_loaded_cannot_be_reloaded(root, state):
+    write_model(root)
+    write_model(root, "a")
+    with commanded(root, state) as running:
+        running.done("unload", "m")
+        assert running.done("reload", "m", state="failed")["error"]["code"] == "unknown_model"
+        assert running.done("load", "m")["result"]["loaded"] == ["m/1"]
+
+
 # -- reload --------------------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,15 @@ def test_where_the_latest_version_cannot_be_loaded_the_one_before_serves(root, s
         assert running.version(version=2)["state"] == "failed"
 
 
+def test_a_version_that_was_copied_half_way_is_no_reason_not_to_start_again(root, state):
+    write_model(root, version=1)
+    (write_model(root, version=2) / "model.toml").write_text("half a fi")
+    with commanded(root, state) as running:
+        assert running.predict(png(1)).document["version"] == 1
+        assert running.events("version_unreadable", model="m/2")
+        assert "model.toml" in running.version(version=2)["error"]
+
+
 def test_models_are_where_their_contracts_say(root, state):
     write_model(root, "here", residency={"devices": ["cpu"]})
     write_model(root, "there", residency={"devices": ["cuda:0"]})
@@ -220,11 +229,12 @@ def test_over_the_budget_the_least_recently_used_make_room(root, state):
         assert up() == ["pinned", "x", "y"]
         # Nobody knows what z needs before it was loaded; then it turns out to be too much.
         assert running.predict(png(1), "z").status == 200
-        wait_until(lambda: up() == ["pinned", "y", "z"], "x was used longest ago")
+        running.wait_event("operation_ended", kind="evict")
+        assert up() == ["pinned", "y", "z"], "x was used longest ago"
         assert 60 * MIB <= running.version("z")["memory_size"] <= 70 * MIB
         # Of x it is known, so that somebody goes first.
         assert running.predict(png(2), "x").top == digest(pixels(2))
-        assert up() == ["pinned", "x", "z"]
+        wait_until(lambda: up() == ["pinned", "x", "z"], "y was used longer ago than z")
         assert running.events("model_evicted", model="y/1")
         assert running.metric("penstock_worker_memory_bytes", "0") <= 200 * MIB
 
