@@ -1,0 +1,449 @@
+"""Changes over the real core with played children: in order, whole or not at all, and what is told about them."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import signal
+import time
+
+import pytest
+
+from gateway import errors
+from gateway.lifecycle.desired import Want
+from gateway.lifecycle.operations import LIVE_COUNT_MAX
+from gateway.lifecycle.routes import Absent, Lazy
+from gateway.scheduling.restarts import State
+from gateway.scheduling.ticket import Role
+from gateway.supervisor import Obituary
+from tests.support.gateways import write_model
+from tests.support.plant import MIB, play
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def go(root, monkeypatch):
+    """Play a story over the repository, without the waits that are for people and disks."""
+    monkeypatch.setattr("gateway.lifecycle.changes.SETTLE_S", 0.0)
+    return lambda story, **settings: play(root, story, monkeypatch, **settings)
+
+
+def model(root, name="m", version=1, **sections):
+    sections = {"batching": {"sizes": [1]}, "output": {"top_k": 1, "top_k_max": 2}} | sections
+    return write_model(root, name, version, **sections)
+
+
+def lazy(size=0, idle_s=0.0):
+    return {"residency": {"lazy": True, "idle_s": idle_s}, "fake": {"memory_size": size}}
+
+
+# -- from the start ------------------------------------------------------------------------------------------------
+
+
+def test_what_the_repository_has_is_served_from_the_start(root, go):
+    model(root, "a")
+    model(root, "z", **lazy())
+
+    async def story(plant):
+        assert plant.serves("a")
+        assert plant.routes.entries["z", ""] == Lazy(1)
+        assert plant.spawned == [(0, ("a",))]
+
+    go(story)
+
+
+def test_a_model_that_kills_its_worker_twice_is_left_out(root, go):
+    model(root, "bad", fake={"load": "crash"})
+    model(root, "good")
+
+    async def story(plant):
+        await plant.wait(lambda: plant.serves("good") and plant.routes.entries["bad", ""] is not None)
+        await plant.wait(lambda: plant.changes.model("bad")["versions"][0]["state"] == "failed")
+        assert "died twice" in plant.changes.model("bad")["versions"][0]["error"]
+        assert plant.spawned == [(0, ("bad", "good"))] * 2 + [(0, ("good",))]
+        assert not plant.core.is_ready
+
+    go(story, ready=False)
+
+
+@pytest.mark.slow
+def test_a_device_whose_only_model_kills_workers_is_left_empty(root, go):
+    model(root, "bad", fake={"load": "crash"})
+
+    async def story(plant):
+        await plant.wait(lambda: plant.changes.model("bad")["versions"][0]["state"] == "failed")
+        await plant.wait(lambda: not plant.core.workers)
+        assert len(plant.spawned) <= 3
+        shutil.rmtree(root / "bad")
+        model(root, "bad")
+        await plant.done(plant.changes.load("bad"))
+        assert plant.serves("bad")
+
+    go(story, ready=False)
+
+
+def test_a_version_that_fails_at_the_start_gives_way_to_the_one_before(root, go):
+    model(root, version=1)
+    model(root, version=2, fake={"load": "refuse"})
+
+    async def story(plant):
+        await plant.wait(lambda: plant.serves("m"))
+        assert plant.routes.defaults["m"] == 1
+        await plant.wait(lambda: len(plant.core.lines) == 1)
+        assert plant.core.is_ready
+
+    go(story, ready=False)
+
+
+@pytest.mark.slow
+def test_workers_that_never_come_up_do_not_keep_operators_waiting(root, go):
+    model(root)
+
+    async def story(plant):
+        plant.never = True
+        await plant.wait(lambda: plant.core.workers[0].restarts.total >= 2)
+        plant.never = False
+        shutil.rmtree(root / "m")
+        model(root)
+        await plant.done(plant.changes.reload("m"))
+        assert plant.serves("m")
+
+    go(story, ready=False, child_start_timeout_s=0.05)
+
+
+# -- one after the other -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_changes_are_made_in_the_order_in_which_they_were_asked_for(root, go):
+    model(root, "a")
+    model(root, "b")
+
+    async def story(plant):
+        asked = [plant.changes.unload("b"), plant.changes.load("b"), plant.changes.unload("a")]
+        assert [operation.state for operation in asked] == ["queued"] * 3
+        for operation in asked:
+            await plant.done(operation)
+        assert (plant.serves("a"), plant.serves("b")) == (False, True)
+        assert plant.spawned == [(0, ("a", "b")), (0, ("a",)), (0, ("a", "b")), (0, ("b",))]
+        assert plant.changes.operations.counts["unload", "succeeded"] == 2
+
+    go(story)
+
+
+def test_too_many_are_refused(root, go):
+    model(root, "a")
+
+    async def story(plant):
+        plant.never = True
+        for _ in range(LIVE_COUNT_MAX):
+            plant.changes.evaluate()
+        with pytest.raises(errors.Overloaded):
+            plant.changes.evaluate()
+
+    go(story)
+
+
+def test_a_gateway_that_goes_down_changes_nothing_any_more_but_for_requests(root, go):
+    model(root, "a")
+    model(root, "z", **lazy())
+
+    async def story(plant):
+        plant.changes.draining = True
+        with pytest.raises(errors.Draining):
+            plant.changes.unload("a")
+        await plant.changes.wait_loaded("z", 1, time.monotonic_ns() + 10**10)
+        assert plant.serves("z")
+
+    go(story)
+
+
+def test_a_fault_of_ours_ends_one_operation_and_no_other(root, go, monkeypatch):
+    model(root, "a")
+
+    async def story(plant):
+        with monkeypatch.context() as patch:
+            patch.setattr(plant.changes._turnover, "perform", None)
+            failed = await plant.done(plant.changes.unload("a"), "failed")
+            assert failed.error["code"] == "internal"
+        await plant.done(plant.changes.unload("a"))
+
+    go(story)
+
+
+# -- whole or not at all -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", ["auto", "never"])
+@pytest.mark.parametrize("fault", ["refusing", "crashing", "never"])
+def test_a_change_that_fails_leaves_everything_as_it_was(root, go, overlap, fault):
+    model(root, "a")
+    model(root, "b")
+
+    async def story(plant):
+        before = plant.core.lines[:]
+        model(root, "c")
+        if fault == "never":
+            shutil.rmtree(root / "c")
+            model(root, "c", fake={"load_ms": 1.0})
+        else:
+            getattr(plant, fault).add("c")
+        failed = await plant.done(plant.changes.load("c"), "failed")
+        assert failed.error["code"] == "load_failed"
+        assert "c" in failed.error["detail"]
+        await plant.wait(lambda: plant.serves("a") and plant.serves("b"))
+        assert plant.core.lines == before
+        assert len(plant.core.workers) == 1
+        assert plant.routes.entries["c", ""] is Absent.FAILED
+        assert not plant.changes._store.path.exists()
+
+    go(story, overlap=overlap, child_start_timeout_s=0.3)
+
+
+def test_a_model_that_served_and_cannot_be_loaded_again_is_not_taken_for_the_new_ones_fault(root, go):
+    model(root, "a")
+
+    async def story(plant):
+        model(root, "b")
+        plant.refusing.add("a")
+        failed = await plant.done(plant.changes.load("b"), "failed")
+        assert failed.error["detail"] == "a is refused"
+        assert plant.serves("a")
+        plant.refusing.clear()
+        await plant.done(plant.changes.load("b"))
+        assert plant.serves("b")
+
+    go(story)
+
+
+def test_without_memory_for_slots_nothing_is_started(root, go, monkeypatch):
+    model(root, "a")
+
+    async def story(plant):
+        model(root, "b")
+        real = plant.driver.add_model
+
+        def full(version):
+            if version.name == "b":
+                raise OSError(errno.ENOMEM, "Cannot allocate memory")
+            return real(version)
+
+        monkeypatch.setattr(plant.driver, "add_model", full)
+        started = len(plant.spawned)
+        model(root, "aa")
+        failed = await plant.done(plant.changes.evaluate(), "failed")
+        assert failed.error["code"] == "insufficient_memory"
+        assert "Cannot allocate memory" in failed.error["detail"]
+        assert len(plant.spawned) == started
+        assert len(plant.core.lines) == 1
+
+    go(story)
+
+
+def test_an_evaluation_leaves_out_what_fails_and_does_the_rest(root, go):
+    model(root, "a")
+
+    async def story(plant):
+        for name in ("b", "c", "d"):
+            model(root, name)
+        plant.refusing.add("b")
+        plant.crashing.add("d")
+        failed = await plant.done(plant.changes.evaluate(), "failed")
+        assert "b is refused" in failed.error["detail"]
+        assert "d/1" in failed.error["detail"]
+        assert [plant.serves(name) for name in "abcd"] == [True, False, True, False]
+
+    go(story)
+
+
+# -- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_memory_that_is_not_given_back_is_an_error_that_names_who_holds_it(root, go, monkeypatch):
+    monkeypatch.setattr("gateway.lifecycle.departures.GIVEN_BACK_TIMEOUT_S", 0.1)
+    model(root, "a")
+    model(root, "b", fake={"memory_size": 50 * MIB})
+
+    async def story(plant):
+        pid = plant.worker().pid
+        plant.leaking.add(pid)
+        failed = await plant.done(plant.changes.unload("b"), "failed")
+        assert failed.error["code"] == "memory_not_given_back"
+        assert f"actor (pid {pid}" in failed.error["detail"]
+        assert failed.result["given_back_share"] == 0.0
+        assert plant.serves("a"), "the change was made"
+        assert not plant.serves("b")
+        assert plant.changes._store.load().models["b"] == Want(versions=())
+        samples = {name: value for name, _, value in plant.changes._views.samples()}
+        assert samples["penstock_unload_given_back_ratio"] == 0.0
+        assert samples["penstock_worker_memory_bytes"] == 10 * MIB
+
+    go(story)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_in_the_kernel_is_told_and_its_slots_stay(root, go, monkeypatch):
+    monkeypatch.setattr("gateway.lifecycle.departures.GIVEN_BACK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("gateway.scheduling.watch.STUCK_NS", 50_000_000)
+    model(root, "a")
+    model(root, "b", fake={"memory_size": 50 * MIB})
+
+    async def story(plant):
+        old = plant.changes._turnover.seats[0]
+        plant.stuck = True
+        failed = await plant.done(plant.changes.unload("b"), "failed")
+        assert failed.error["code"] == "memory_not_given_back"
+        assert plant.core.worker(old).state is State.STUCK
+        assert plant.serves("a")
+        assert len(plant.core.lines) == 2, "somebody may still write to b's slots"
+        plant.stuck = False
+        plant.children[Role.WORKER, old].kill()
+        await plant.wait(lambda: len(plant.core.workers) == 1)
+        await plant.done(plant.changes.evaluate())
+        model(root, "c")
+        await plant.done(plant.changes.load("c"))
+        assert [line.name for line in plant.core.lines] == ["a", "c"]
+
+    go(story)
+
+
+def test_the_need_of_a_model_is_known_once_it_was_loaded(root, go):
+    model(root, "a", fake={"memory_size": 60 * MIB})
+    model(root, "b", **lazy(60 * MIB))
+
+    async def story(plant):
+        await plant.changes.wait_loaded("b", 1, time.monotonic_ns() + 10**10)
+        assert plant.changes.model("b")["versions"][0]["memory_size"] == 60 * MIB
+        await plant.wait(lambda: plant.changes.operations.counts["evict", "succeeded"] == 0)
+        await plant.done(plant.changes.unload("b"))
+        started = len(plant.spawned)
+        failed = await plant.done(plant.changes.load("b", (1,)), "failed")
+        assert failed.error["code"] == "insufficient_memory"
+        assert len(plant.spawned) == started
+        with pytest.raises(errors.ModelNotReady):
+            await plant.changes.wait_loaded("b", 1, time.monotonic_ns() + 10**10)
+        assert plant.serves("a")
+
+    go(story, device_memory_size_max=100 * MIB)
+
+
+@pytest.mark.parametrize(("free", "beside"), [(None, True), (200 * MIB, True), (50 * MIB, False)])
+def test_workers_overlap_where_both_fit(root, go, free, beside):
+    model(root, "a", fake={"memory_size": 60 * MIB})
+
+    async def story(plant):
+        plant.free = free
+        alive = []
+        real = plant.spawn
+
+        def spawn(role, *arguments, **more):
+            alive.append(sum(child.role is Role.WORKER for child in plant.children.values()))
+            return real(role, *arguments, **more)
+
+        plant.spawn = spawn
+        await plant.done(plant.changes.restart(plant.changes._turnover.seats[0]))
+        assert alive == [1 if beside else 0]
+        assert plant.serves("a")
+
+    go(story)
+
+
+# -- lazy ----------------------------------------------------------------------------------------------------------
+
+
+def test_who_waits_for_a_lazy_model_longer_than_it_may_is_told(root, go):
+    model(root, "z", **lazy())
+
+    async def story(plant):
+        plant.never = True
+        with pytest.raises(errors.ModelNotReady) as caught:
+            await plant.changes.wait_loaded("z", 1, time.monotonic_ns() + 10_000_000)
+        assert caught.value.retry_after_s
+
+    go(story)
+
+
+def test_one_that_could_not_be_loaded_is_tried_again_after_a_while(root, go, monkeypatch):
+    model(root, "z", **lazy())
+    until_ns = time.monotonic_ns() + 10**11
+
+    async def story(plant):
+        plant.refusing.add("z")
+        for _ in range(3):
+            with pytest.raises(errors.ModelNotReady) as caught:
+                await plant.changes.wait_loaded("z", 1, until_ns)
+            assert caught.value.retry_after_s
+        assert plant.changes.operations.counts["wake", "failed"] == 1
+        monkeypatch.setattr("gateway.lifecycle.changes.AGAIN_S", 0.0)
+        plant.refusing.clear()
+        await plant.changes.wait_loaded("z", 1, until_ns)
+        assert plant.serves("z")
+
+    go(story)
+
+
+@pytest.mark.slow
+def test_idle_models_leave(root, go, monkeypatch):
+    monkeypatch.setattr("gateway.lifecycle.routine.USE_LOOK_S", 0.01)
+    model(root, "z", **lazy(idle_s=0.05))
+
+    async def story(plant):
+        await plant.changes.wait_loaded("z", 1, time.monotonic_ns() + 10**10)
+        await plant.wait(lambda: plant.changes.operations.counts["unload_idle", "succeeded"] == 1)
+        assert plant.routes.entries["z", ""] == Lazy(1)
+        await plant.wait(lambda: not plant.core.lines)
+
+    go(story)
+
+
+# -- following -----------------------------------------------------------------------------------------------------
+
+
+def test_a_repository_that_cannot_be_read_changes_nothing_and_is_told_once(root, go, caplog):
+    model(root, "a")
+
+    async def story(plant):
+        root.rename(root.parent / "away")
+        await plant.wait(lambda: "repository_unreadable" in caplog.text)
+        (root.parent / "away").rename(root)
+        model(root, "b")
+        await plant.wait(lambda: plant.serves("b"))
+        assert plant.serves("a")
+        assert caplog.text.count("repository_unreadable") == 1
+
+    go(story, watch=True, watch_interval_s=0.05)
+
+
+def test_workers_as_plain_data(root, go):
+    model(root, "a", residency={"devices": ["cuda:0"]})
+
+    async def story(plant):
+        (worker,) = plant.changes.workers()
+        assert worker == {
+            "index": 0,
+            "seat": 1,
+            "device": "cuda:0",
+            "runs_on": "cpu",
+            "pid": plant.worker(1).pid,
+            "state": "ready",
+            "retiring": False,
+            "incarnation": 1,
+            "models": ["a/1"],
+            "memory_size": worker["memory_size"],
+            "restarts": 0,
+            "obituary": None,
+        }
+        plant.worker(1)._die(Obituary(-signal.SIGSEGV, 0))
+        await plant.wait(lambda: plant.core.is_ready)
+        assert plant.changes.workers()[0]["obituary"] == "SIGSEGV"
+        with pytest.raises(errors.NotFound):
+            plant.changes.restart(7)
+
+    go(story, devices=("cpu", "cuda:0"))
