@@ -56,6 +56,7 @@ def serve(
     decoders: Annotated[int | None, typer.Option(help="Decoder processes; 0: half of the cores, at least 2.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Take the running gateway's place when ready.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow changes in the repository.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and exit.")] = False,
 ) -> None:
     """Serve a model repository over HTTP until SIGTERM or Ctrl-C."""
@@ -66,6 +67,7 @@ def serve(
         "devices": tuple(device) if device else None,
         "decoders": decoders,
         "log_level": log_level,
+        "watch": watch or None,
     }
     try:
         settings = config.load(config_file, os.environ, flags)
