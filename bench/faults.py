@@ -66,6 +66,8 @@ FAULTS = {
     "tight": Fault(suspects.tight, 2, 20, 20),
     "flood": Fault(suspects.flood, 5, 50, 50),
     "exhausted": Fault(strains.exhausted, 1, 10, 10),
+    "paused": Fault(strains.paused, 1, 10, 10),
+    "frozen": Fault(strains.frozen, 2, 20, 20),
     "leaving": Fault(strains.leaving, 5, 100, 100),
     "steps": Fault(places.steps, 3, 20, 60),
     "storm": Fault(strains.storm, 10, 120, 600),

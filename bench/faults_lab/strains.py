@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from bench.faults_lab.kills import DEVICES, PATIENT
+from bench.faults_lab.target import send_signal
 
 if TYPE_CHECKING:
     from bench.faults_lab.trial import Lab, Trial
@@ -95,3 +96,51 @@ async def _leave(trial: Trial, end: float) -> None:
         row = trial.generator.send(kind="leaving")
         await asyncio.sleep(draw.expovariate(20.0))
         trial.generator.leave(row, reset=draw.random() < 0.5)
+
+
+PAUSED_S = 2.5
+
+
+async def paused(lab: Lab, count: int) -> None:
+    """The gateway itself is stopped for a while, as by a debugger or a paused machine; nobody is killed for that."""
+    settings = {**PATIENT, "decoders": 2, "devices": "cpu,cuda:0"}
+    model = {"fake": {"base_ms": 20.0}}
+    async with lab.trial("gateway: SIGSTOP, SIGCONT", rate=40.0, model=model, settings=settings) as trial:
+        for _ in range(count):
+            await asyncio.sleep(0.5)
+            trial.target.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(PAUSED_S)
+            trial.target.process.send_signal(signal.SIGCONT)
+            trial.struck()
+            await asyncio.sleep(0.5)
+        trial.target.poll()
+        deaths = len(trial.target.found("child_died"))
+        if deaths:
+            trial.row.problems.append(f"{deaths} children died because their gateway was stopped")
+    lab.figures["paused_failures"].append(trial.ledger.failures())
+
+
+async def frozen(lab: Lab, count: int) -> None:
+    """Children are stopped one after the other and let go in another order, some too late."""
+    settings = {**PATIENT, "decoders": 2, "devices": ",".join(DEVICES)}
+    model = {"fake": {"base_ms": 10.0}}
+    async with lab.trial("children: SIGSTOP, SIGCONT", rate=60.0, model=model, settings=settings) as trial:
+        draw = random.Random(trial.seed)
+        for _ in range(count):
+            trial.target.poll()
+            lives = [*trial.target.up("worker"), *trial.target.up("decoder")]
+            for life in draw.sample(lives, len(lives)):
+                send_signal(life.pid, signal.SIGSTOP)
+                await asyncio.sleep(draw.random() * 0.1)
+            for life in draw.sample(lives, len(lives)):
+                # Whoever was buried meanwhile has no number any more.
+                trial.target.poll()
+                if not trial.target.lives[life.key].died_s:
+                    send_signal(life.pid, signal.SIGCONT)
+                await asyncio.sleep(draw.random() * 0.3)
+            trial.struck()
+            for index in range(len(DEVICES)):
+                await trial.target.wait_up("worker", index)
+            for index in range(2):
+                await trial.target.wait_up("decoder", index)
+    lab.figures["frozen_failures"].append(trial.ledger.failures())
