@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,42 @@ async def reloads(lab: Lab, count: int) -> None:
                 trial.row.problems.append(f"a {words} reload ended with {status}: {str(document)[:300]}")
         rewrite(trial.repository, GOOD)
     lab.figures["reload_failures"].append(trial.ledger.failures())
+
+
+WANTS: tuple[dict[str, object], ...] = (
+    {"versions": [1, 2], "default": 1},
+    {"versions": [1, 2], "default": 2},
+    {"versions": [1, 2], "weights": {"1": 1.0, "2": 1.0}},
+    {"versions": [2]},
+    {"versions": [1, 2], "weights": {"1": 3.0, "2": 1.0}},
+    {"versions": [1]},
+)
+
+
+async def versions(lab: Lab, count: int) -> None:
+    """Versions come, go and share the traffic while workers are killed; each answers in a way that only it can."""
+    class_counts = {1: 99_991, 2: 99_989}
+    model = {"fake": {"base_ms": 5.0, "class_count": class_counts[1]}}
+    settings = {**PATIENT, "decoders": 2, "devices": "cpu,cuda:0", "versions": "all"}
+    async with lab.trial(
+        "model: versions come and go", rate=80.0, model=model, settings=settings, class_counts=class_counts
+    ) as trial:
+        trial.counted = False  # The counters of a version go with it.
+        write_model(trial.repository, "m", 2, fake={"base_ms": 5.0, "class_count": class_counts[2]})
+        for number in range(count):
+            begun_s = time.monotonic()
+            if number % 2:
+                trial.target.poll()
+                for life in trial.target.up("worker")[:1]:
+                    trial.nemesis.strike(life, signal.SIGKILL)
+            await _operate_well(trial, "PUT", f"/admin/models/m?wait={WAIT_S}", WANTS[number % len(WANTS)])
+            trial.struck(begun_s)
+            await asyncio.sleep(0.2)
+        seen = {row.version for row in trial.ledger.rows if row.verdict is Verdict.OK}
+        if count > 1 and seen < {1, 2}:
+            trial.row.problems.append(f"only versions {seen} have ever answered")
+        await operate(trial, "PUT", f"/admin/models/m?wait={WAIT_S}", WANTS[-1])
+    lab.figures["version_failures"].append(trial.ledger.failures())
 
 
 def rewrite(repository: Path, fake: dict[str, object] | None, name: str = "m") -> None:

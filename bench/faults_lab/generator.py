@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, cast
 import orjson
 
 from bench.faults_lab.ledger import Outcome, Row
-from bench.faults_lab.pictures import PLAIN, picture
+from bench.faults_lab.pictures import CLASS_COUNT, PLAIN, picture
 from gateway.loadtest.alarm import Alarm
 from gateway.loadtest.answers import UnreadableAnswer, read_head
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from bench.faults_lab.ledger import Ledger
     from bench.faults_lab.pictures import Pixel
@@ -79,7 +79,10 @@ class _Connection(asyncio.Protocol):
 
 
 class Generator:
-    """A client of one model. `path` is asked at `port`; a rate of 0 sends only what it is told to."""
+    """A client of one model. `path` is asked at `port`; a rate of 0 sends only what it is told to.
+
+    `class_counts`: by version, where they differ, so that an answer tells who gave it; CLASS_COUNT of the others.
+    """
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class Generator:
         deadline_ms: float = 10_000.0,
         fresh_share: float = FRESH_SHARE,
         patience_s: float = PATIENCE_S,
+        class_counts: Mapping[int, int] | None = None,
     ) -> None:
         self._ledger = ledger
         self._address = ("127.0.0.1", port)
@@ -107,6 +111,7 @@ class Generator:
         self._target = f"{path}?deadline_ms={deadline_ms:g}"
         self._fresh_share = fresh_share
         self._patience_s = patience_s
+        self._class_counts = class_counts or {}
         self._number = 0
         self._due_s = 0.0
         self._alarm: Alarm | None = None
@@ -166,7 +171,7 @@ class Generator:
         image = picture(self._seed, self._number if number is None else number, first)
         now = time.monotonic()
         identity = f"{self._prefix}-{self._number}"
-        row = self._ledger.open(Row(identity, kind, image.input, image.answer, now, now + self._deadline_s))
+        row = self._ledger.open(Row(identity, kind, image.input, image.crc, now, now + self._deadline_s))
         fresh = self._draw.random() < self._fresh_share
         head = (
             f"POST {self._target} HTTP/1.1\r\nHost: faults\r\nContent-Type: image/png\r\nX-Request-Id: {identity}\r\n"
@@ -259,6 +264,7 @@ class Generator:
         row.status = status
         row.answered_s = time.monotonic()
         _read(row, answer[:begin], answer[begin:])
+        row.answer = row.crc % self._class_counts.get(row.version, CLASS_COUNT)
         self._end(row, Outcome.ANSWERED)
         # One that does not stay is the server's to close: until then a second answer would be seen.
         if stays and not connection.transport.is_closing():

@@ -56,18 +56,22 @@ class Verdict(enum.StrEnum):
 
 
 class Row(msgspec.Struct):
-    """One request. `got` is the class that was answered, -1 without one; `version` the one that answered, 0 without."""
+    """One request. `crc` is its input's, `answer` the class that is right for it, of the version that answered.
+
+    `got` is the class that was answered, -1 without one; `version` the one that says that it answered, 0 without.
+    """
 
     id: str
     kind: str
     input: str
-    answer: int
+    crc: int
     sent_s: float
     deadline_s: float
     outcome: Outcome = Outcome.PENDING
     status: int = 0
     code: str = ""
     request_id: str = ""
+    answer: int = -1
     got: int = -1
     version: int = 0
     answered_s: float = 0.0

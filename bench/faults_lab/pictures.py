@@ -12,7 +12,7 @@ SIDE = 8
 """Pixels each way; as the model's input, so that they reach it unchanged."""
 
 CLASS_COUNT = 100_000
-"""Two images have the same answer once in so many."""
+"""Of a digest model, which answers the CRC-32 modulo this: two images have the same answer once in so many."""
 
 PLAIN, CRASH, HANG = (1, 2, 3), (255, 0, 0), (0, 255, 0)
 KILL, SPIN, LOST = (255, 255, 0), (0, 255, 255), (255, 0, 255)
@@ -24,10 +24,10 @@ _ROW_SIZE = SIDE * 3
 
 
 class Picture(NamedTuple):
-    """An image as PNG, the class that is its right answer, and the start of the SHA-256 of its pixels."""
+    """An image as PNG, the CRC-32 of its pixels, and the start of their SHA-256."""
 
     file: bytes
-    answer: int
+    crc: int
     input: str
 
 
@@ -35,7 +35,7 @@ def picture(seed: int, number: int, first: Pixel = PLAIN) -> Picture:
     """The `number`-th image of a seed; no two are alike."""
     rest = hashlib.shake_128(f"{seed}/{number}".encode()).digest(SIDE * _ROW_SIZE - 3)
     pixels = bytes(first) + rest
-    return Picture(_png(pixels), zlib.crc32(pixels) % CLASS_COUNT, hashlib.sha256(pixels).hexdigest()[:16])
+    return Picture(_png(pixels), zlib.crc32(pixels), hashlib.sha256(pixels).hexdigest()[:16])
 
 
 def _png(pixels: bytes) -> bytes:

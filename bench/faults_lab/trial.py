@@ -87,10 +87,12 @@ class Lab:
         settings: Mapping[str, object] | None = None,
         environ: Mapping[str, str] | None = None,
         unlasting: bool = False,
+        class_counts: Mapping[int, int] | None = None,
     ) -> AsyncIterator[Trial]:
         """A gateway under `rate` requests a second to model `m`, of these sections; `models`: further ones by name.
 
         `unlasting`: the gateway does not outlive the trial, so it cannot be held against what it was before.
+        `class_counts`: see Generator.
         """
         self._count += 1
         folder = Path(tempfile.mkdtemp(prefix="penstock-faults-"))
@@ -98,7 +100,9 @@ class Lab:
             for model_name, sections in {"m": model or {}, **(models or {})}.items():
                 write_model(folder, model_name, **sections)
             async with target(folder, environ=environ, **(settings or {})) as running:
-                trial = Trial(self, name, running, folder, rate, self.seed * 1000 + self._count, deadline_ms)
+                seed = self.seed * 1000 + self._count
+                options = {"deadline_ms": deadline_ms, "class_counts": class_counts}
+                trial = Trial(self, name, running, folder, seed, rate, options)
                 await trial.begin()
                 try:
                     try:
@@ -130,27 +134,37 @@ class Trial:
     """One gateway with its generator, in the middle of being tried."""
 
     def __init__(
-        self, lab: Lab, name: str, running: Target, repository: Path, rate: float, seed: int, deadline_ms: float
+        self,
+        lab: Lab,
+        name: str,
+        running: Target,
+        repository: Path,
+        seed: int,
+        rate: float,
+        options: Mapping[str, Any],
     ) -> None:
+        """`options` are those of every generator."""
         self.lab = lab
         self.row = lab.row(name)
         self.target = running
         self.repository = repository
         self.seed = seed
         self.ledger = Ledger()
-        self.generator = Generator(self.ledger, running.port, rate=rate, seed=seed, deadline_ms=deadline_ms)
+        self._options = options
+        self.generator = self.another("r", rate=rate)
         self.nemesis = Nemesis(running, seed)
         self.generator.on_end = self._note
         self.faults_s: list[float] = []
         self.counted = True
-        """Whether the gateway's counters have seen every request: not if it is a successor."""
+        """Whether the gateway's counters must have seen every request: not those of a successor."""
         self._successors: list[Target] = []
         self._last_good_s = 0.0
         self._baseline: checker.Baseline | None = None
 
     def another(self, prefix: str, *, rate: float, **options: Any) -> Generator:
         """A further client with the same ledger. Whoever makes it starts and finishes it."""
-        return Generator(self.ledger, self.target.port, rate=rate, seed=self.seed, prefix=prefix, **options)
+        options = {"rate": rate, "seed": self.seed, "prefix": prefix, **self._options, **options}
+        return Generator(self.ledger, self.target.port, **options)
 
     def start_successor(self, repository: Path, settings: Mapping[str, object]) -> Target:
         """Start a gateway that is to take the place of the one that is tried. It ends with the trial, too."""

@@ -168,7 +168,7 @@ def test_a_refusal_with_a_code_is_one():
 
 
 def row(**changes) -> Row:
-    fields = {"id": "r-1", "kind": "plain", "input": "", "answer": 7, "sent_s": 10.0, "deadline_s": 11.0}
+    fields = {"id": "r-1", "kind": "plain", "input": "", "crc": 7, "answer": 7, "sent_s": 10.0, "deadline_s": 11.0}
     ended = {"outcome": Outcome.ANSWERED, "status": 200, "request_id": "r-1", "got": 7, "answered_s": 10.5}
     return Row(**fields | ended | changes)
 
