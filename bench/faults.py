@@ -73,7 +73,7 @@ FAULTS = {
     "storm": Fault(strains.storm, 10, 120, 600),
     "killed": Fault(ends.killed, 1, 10, 10),
     "replaced": Fault(ends.replaced, 3, 100, 100),
-    "reloads": Fault(changes.reloads, 7, 100, 100),
+    "reloads": Fault(changes.reloads, 14, 100, 100),
     "versions": Fault(changes.versions, 6, 60, 60),
     "cycles": Fault(changes.cycles, 6, 100, 100),
     "neighbours": Fault(changes.neighbours, 1, 5, 5),

@@ -54,19 +54,24 @@ async def operate(
 
 
 async def reloads(lab: Lab, count: int) -> None:
-    """Good, slow, corrupt, crashing and too large ones; the old files serve until the new ones do, or for good."""
-    settings = {**PATIENT, "decoders": 2}
-    async with lab.trial("model: reload", rate=100.0, model={"fake": GOOD}, settings=settings) as trial:
-        for number in range(count):
-            words, fake, taken = RELOADS[number % len(RELOADS)]
-            rewrite(trial.repository, fake)
-            begun_s = time.monotonic()
-            status, document = await operate(trial, "POST", f"/admin/models/m/reload?wait={WAIT_S}", {})
-            trial.struck(begun_s)
-            if (status == 200) is not taken:
-                trial.row.problems.append(f"a {words} reload ended with {status}: {str(document)[:300]}")
-        rewrite(trial.repository, GOOD)
-    lab.figures["reload_failures"].append(trial.ledger.failures())
+    """Good, slow, corrupt, crashing and too large ones; the old files serve until the new ones do, or for good.
+
+    Half of them without overlap: the new worker is started when the old one is gone, and the queue waits.
+    """
+    for overlap, share in (("auto", count - count // 2), ("never", count // 2)):
+        settings = {**PATIENT, "decoders": 2, "overlap": overlap}
+        name = f"model: reload, overlap {overlap}"
+        async with lab.trial(name, rate=100.0, model={"fake": GOOD}, settings=settings) as trial:
+            for number in range(share):
+                words, fake, taken = RELOADS[number % len(RELOADS)]
+                rewrite(trial.repository, fake)
+                begun_s = time.monotonic()
+                status, document = await operate(trial, "POST", f"/admin/models/m/reload?wait={WAIT_S}", {})
+                trial.struck(begun_s)
+                if (status == 200) is not taken:
+                    trial.row.problems.append(f"a {words} reload ended with {status}: {str(document)[:300]}")
+            rewrite(trial.repository, GOOD)
+        lab.figures["reload_failures"].append(trial.ledger.failures())
 
 
 WANTS: tuple[dict[str, object], ...] = (

@@ -75,7 +75,7 @@ def test_an_image_is_poison():
 
 
 def test_a_model_is_reloaded_well_and_badly():
-    assert_clean(tried(changes.reloads, 4))
+    assert_clean(tried(changes.reloads, 5))
 
 
 def test_a_model_comes_and_goes():
