@@ -344,20 +344,26 @@ class Scheduler:
         now_ns = self._at(now_ns)
         self._ledger.expire(now_ns)
         effects = self._ledger.effects
+        self._look(now_ns)
+        effects += self._dispatcher.dispatch(now_ns)
+        # After the batches: a head that was too late for one has just given its slot back.
+        effects += self.feeder.feed(self.lines, now_ns)
+        if self._roster.retiring_count:
+            self._look(now_ns)  # that head may have been all that a retired worker was kept for
+        if effects:
+            self._watch.work_sent(now_ns)
+            self._ledger.effects = []
+        return effects
+
+    def _look(self, now_ns: int) -> None:
+        """After the children: whose time has come, and who is done?"""
         if self._roster.retiring_count:
             self._crew.see_off(now_ns)
         if now_ns >= self._watch.next_ns:
             looked = self._watch.look(now_ns)
             if looked:
                 self._judge()
-            effects += looked
-        effects += self._dispatcher.dispatch(now_ns)
-        # After the batches: a head that was too late for one has just given its slot back.
-        effects += self.feeder.feed(self.lines, now_ns)
-        if effects:
-            self._watch.work_sent(now_ns)
-            self._ledger.effects = []
-        return effects
+            self._ledger.effects += looked
 
     def wake_at_ns(self) -> int | None:
         """When `advance` must be called again at the latest, if no input comes first."""

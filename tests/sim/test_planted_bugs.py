@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-from gateway.scheduling import batcher, placement, scheduler
+from gateway.scheduling import batcher, blame, placement, scheduler
 from gateway.scheduling.batcher import decide, take
+from gateway.scheduling.crew import Crew
 from gateway.scheduling.dispatcher import Dispatcher
-from gateway.scheduling.feeder import DecoderState, Feeder
+from gateway.scheduling.feeder import Feeder
 from gateway.scheduling.ledger import Ledger
 from gateway.scheduling.line import Line
-from gateway.scheduling.placement import WorkerState
 from gateway.scheduling.plan import Plan
 from gateway.scheduling.profile import Profile
-from gateway.scheduling.restarts import FAILING_COUNT, Restarts
+from gateway.scheduling.restarts import FAILING_COUNT, ChildState, Restarts
 from gateway.scheduling.scheduler import Scheduler
 from gateway.scheduling.ticket import TENSOR, Stage
 from gateway.scheduling.watch import Watch
-from shm.arena import SlotArena, SlotState
-from tests.support.world import World
+from shm.arena import SlotArena
+from tests.support.planted import Bugs, lenient_move
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-SEEDS_MAX = 400
-
-BUGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, bool]] = {}
-"""By name: how to plant it, words of the violation that finds it ("" where it may show in several ways), and whether it
-shows in calm worlds.
-"""
-
-
-def bug(words: str, *, calm: bool = False):
-    def keep(plant: Callable[[pytest.MonkeyPatch], None]):
-        BUGS[plant.__name__] = plant, words, calm
-        return plant
-
-    return keep
+bug = Bugs()
 
 
 @bug("granted while <")
@@ -46,13 +28,6 @@ def slot_freed_on_cancel_while_held(patch):
     end = Ledger.end
     patch.setattr(SlotArena, "move", lenient_move)
     patch.setattr(Ledger, "end", lambda self, ticket, returned=False: end(self, ticket, returned=True))
-
-
-def lenient_move(arena: SlotArena, slot: int, target: SlotState) -> None:
-    """The arena's own assertion would find some bugs first; these are for the simulator."""
-    if target is SlotState.FREE and arena._states[slot] is not SlotState.FREE:
-        arena._free.append(slot)
-    arena._states[slot] = target
 
 
 @bug("past a deadline")
@@ -70,26 +45,26 @@ def running_tickets_never_expire(patch):
 
 @bug("a senseless reply is believed")
 def any_reply_is_believed(patch):
-    done = Scheduler.batch_done
+    done = Crew.batch_done
 
     def batch_done(self, index, number, statuses, now_ns):
-        batches = self.workers[index].batches
+        batches = self.worker(index).batches
         if batches:
             number, statuses = batches[0].number, statuses[: len(batches[0].tickets)]
         return done(self, index, number, statuses, now_ns)
 
-    patch.setattr(Scheduler, "batch_done", batch_done)
+    patch.setattr(Crew, "batch_done", batch_done)
 
 
 @bug("")
 def batch_of_a_lost_worker_forgotten(patch):
-    lost = Scheduler.worker_lost
+    lost = Crew.worker_lost
 
-    def worker_lost(self, index, now_ns):
-        self.workers[index].batches.clear()
-        lost(self, index, now_ns)
+    def worker_lost(self, index, now_ns, **named):
+        self.worker(index).batches.clear()
+        lost(self, index, now_ns, **named)
 
-    patch.setattr(Scheduler, "worker_lost", worker_lost)
+    patch.setattr(Crew, "worker_lost", worker_lost)
 
 
 @bug("timer is set")
@@ -114,17 +89,17 @@ def body_freed_while_it_is_decoded(patch):
 
 @bug("")
 def batch_of_a_lost_worker_requeued_twice(patch):
-    lost = Scheduler.worker_lost
+    lost = Crew.worker_lost
 
-    def worker_lost(self, index, now_ns):
-        batches = list(self.workers[index].batches)
-        lost(self, index, now_ns)
+    def worker_lost(self, index, now_ns, **named):
+        batches = list(self.worker(index).batches)
+        lost(self, index, now_ns, **named)
         for batch in batches:
             for ticket in batch.tickets:
                 if ticket.stage is Stage.QUEUED:
                     ticket.line.enqueue(ticket, now_ns)
 
-    patch.setattr(Scheduler, "worker_lost", worker_lost)
+    patch.setattr(Crew, "worker_lost", worker_lost)
 
 
 @bug("")
@@ -200,9 +175,9 @@ def more_tickets_than_rows(patch):
     patch.setattr(batcher, "take", take_narrow)
 
 
-@bug("a third time")
+@bug("after 2 crashes")
 def run_until_it_works(patch):
-    patch.setattr(scheduler, "RUNS_MAX", 5)
+    patch.setattr(blame, "CRASHES_MAX", 5)
 
 
 @bug("a frame of")
@@ -229,7 +204,7 @@ def bystanders_are_blamed(patch):
     patch.setattr(scheduler, "DECODE_ATTEMPTS_MAX", 1)
 
 
-@bug("was cancelled and is answered")
+@bug("was cancelled and is answered", faults=("cancel", "lazy_pump", "worker_failed"))
 def answer_follows_a_cancel(patch):
     def cancel(self, ticket):
         if ticket.stage < Stage.DONE:
@@ -240,15 +215,21 @@ def answer_follows_a_cancel(patch):
     patch.setattr(Ledger, "cancel", cancel)
 
 
-@bug("model_not_ready")
+@bug("is refused beside", faults=("worker_crash", "worker_start_death", "worker_kill"))
 def failing_for_ever(patch):
     patch.setattr(Restarts, "failing", property(lambda self: self.in_a_row >= FAILING_COUNT))
 
 
 @bug("was to be killed")
 def a_condemned_child_is_believed(patch):
-    for state in (WorkerState, DecoderState):
-        patch.setattr(state, "condemned", property(lambda _: False, lambda *_: None))
+    condemn = ChildState.condemn
+
+    def condemn_and_believe(self, now_ns, *, broken):
+        ready = self.ready
+        condemn(self, now_ns, broken=broken)
+        self.ready = ready
+
+    patch.setattr(ChildState, "condemn", condemn_and_believe)
 
 
 @bug("an image waits beside")
@@ -257,7 +238,7 @@ def slot_of_a_late_head_not_fed(patch):
         now_ns = self._at(now_ns)
         self._ledger.expire(now_ns)
         effects = self._ledger.effects
-        effects += self._watch.look(now_ns)
+        self._look(now_ns)
         effects += self.feeder.feed(self.lines, now_ns)
         effects += self._dispatcher.dispatch(now_ns)
         if effects:
@@ -344,17 +325,6 @@ def batches_are_expected_too_early(patch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(BUGS))
+@pytest.mark.parametrize("name", bug.names)
 def test_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
-    plant, words, calm = BUGS[name]
-    plant(monkeypatch)
-
-    found = []
-    for seed in range(SEEDS_MAX):
-        try:
-            World(seed, calm=calm).run()
-        except Exception as error:  # noqa: BLE001 -- a planted bug may show as anything
-            found.append(f"{type(error).__name__}: {error}")
-            if words in found[-1]:
-                return
-    pytest.fail(f"not found in {SEEDS_MAX} seeds; other findings: {sorted(set(found))[:5]}")
+    bug.hunt(name, monkeypatch)

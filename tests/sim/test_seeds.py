@@ -32,9 +32,11 @@ def test_seeds(chunk: int):
             happened[what] = happened.get(what, 0) + count
 
     # The worlds are worth something only while everything happens in them.
-    expected = ("ok", "deadline_exceeded", "undecodable_image", "inference_failed", "kill_hung", "cancel_running")
-    seals = ("seal_full", "seal_window", "seal_idle", "seal_deadline")
-    assert SEED_COUNT < 1000 or all(happened.get(what) for what in (*expected, *seals)), happened
+    answers = ("ok", "deadline_exceeded", "undecodable_image", "inference_failed", "poisoned")
+    faults = ("cancel_running", "interrupt", "kill_hung", "kill_lost its device", "stuck_worker", "stuck_decoder")
+    changes = ("kill_retired", "line_removed", "resolved_again", "change_superseded", "change_failed")
+    seals = ("seal_full", "seal_window", "seal_idle", "seal_deadline", "seal_suspect")
+    assert SEED_COUNT < 1000 or all(happened.get(what) for what in (*answers, *faults, *changes, *seals)), happened
 
 
 @pytest.mark.slow

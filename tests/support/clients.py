@@ -66,7 +66,8 @@ class Clients:
             return
         at = body.region.offset
         request.parts = [(at + offset, size, encoding) for offset, size, encoding in request.parts]
-        world.after(world.uniform(0, 2 * MS), lambda: self._submit(line, body, request))
+        reading_ns = world.uniform(0, draw.choice((2, 2, 40)) * MS)
+        world.after(reading_ns, lambda: self._submit(line, body, request))
 
     def _draw_parts(self, request: Request) -> int:
         world, draw, plan = self.world, self.world.draw, self.world.plan
@@ -168,9 +169,9 @@ class Clients:
         record.tensor = tensor
         if "decoder_poison" in world.faults and world.chance(0.05):
             record.poison = "decoder"
-        if "worker_poison" in world.faults and world.chance(0.1):
+        if "worker_poison" in world.faults and world.chance(world.plan.poison_share):
             record.poison = world.draw.choice(POISONS)
-            if world.chance(0.7):
+            if world.chance(0.4):
                 record.digest = b"the same %d" % world.draw.randrange(2)
 
     def _leave(self, records: list[Record]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shm.wire import ProfilePoint
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from random import Random
 
 MS = 1_000_000
@@ -82,12 +83,14 @@ class ModelPlan:
 class Plan:
     """One world. Every figure is drawn here or from the world's own `Random`, never anywhere else."""
 
-    def __init__(self, draw: Random, *, calm: bool = False) -> None:
-        """`calm`: no faults at all, and slots enough."""
+    def __init__(self, draw: Random, *, calm: bool = False, faults: Collection[str] = ()) -> None:
+        """`calm`: no faults at all, and slots enough. `faults`: just these, instead of those that are drawn."""
         share = draw.choice((0.0, 0.15, 0.3, 0.5, 0.9))
         self.faults = {fault for fault in FAULTS if draw.random() < share}
         if calm:
             self.faults &= {"changes"}
+        elif faults:
+            self.faults = set(faults)
         self.models = [ModelPlan(draw) for _ in range(draw.choice((1, 1, 2, 3)))]
         self.worker_count = draw.randint(1, 3)
         self.decoder_count = draw.randint(1, 4)
@@ -101,6 +104,7 @@ class Plan:
             ) * batches + self.frame_count_max * frames
         self.restarts_max = draw.choice((0, 2, 5, 5))
         self.restarts_window_ns = draw.choice((1, 3, 10)) * S
+        self.poison_share = draw.choice((0.05, 0.05, 0.3))
         self.client_count = draw.choice((0, 2, 20))
         """0: nobody says who he is."""
         self.change_count = draw.choice((1, 2, 4, 8))
@@ -111,7 +115,7 @@ class Plan:
         self.start_timeout_ns = draw.choice((100, 1000)) * MS
         self.bodies_size = draw.choice((1, 4)) * 1_000_000 if "bodies_tight" in self.faults else 1_000_000_000
         self.request_count = draw.choice((10, 30, 60, 100))
-        self.length_ns = draw.choice((50, 300, 1500)) * MS
+        self.length_ns = draw.choice((50, 300, 1500, 8000)) * MS
         self.tensor_share = draw.choice((0.0, 0.0, 0.3, 1.0))
         self.many_share = draw.choice((0.0, 0.2, 0.6))
         self.batch_share = draw.choice((0.0, 0.0, 0.5))

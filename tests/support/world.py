@@ -27,7 +27,7 @@ from tests.support.plan import MS, Plan
 from tests.support.story import Story
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from gateway import errors
     from gateway.scheduling.line import Line
@@ -46,10 +46,10 @@ ADVANCES_MAX = 40
 class World:
     """One seed's world. `run` plays it to the end or raises."""
 
-    def __init__(self, seed: int, *, calm: bool = False) -> None:
-        """`calm`: a world without faults, in which every promise must be kept."""
+    def __init__(self, seed: int, *, calm: bool = False, faults: Collection[str] = ()) -> None:
+        """`calm`: a world without faults, in which every promise must be kept. `faults`: of just these classes."""
         self.draw = Random(seed)
-        self.plan = plan = Plan(self.draw, calm=calm)
+        self.plan = plan = Plan(self.draw, calm=calm, faults=faults)
         self.faults = set(plan.faults)
         self.models: dict[int, ModelPlan] = {}
         """What a batch costs, by line; as all that follows, also of lines that are gone."""
@@ -147,14 +147,13 @@ class World:
         """The driver's turn: effects until there are none, then the timer."""
         while True:
             self._dirty = False
-            effects = self.core.advance(self.now)
-            for effect in effects:
+            for effect in self.core.advance(self.now):
                 self.perform(effect)
             # What was filled meanwhile could not have been in the batches that this `advance` decided.
             filled, self._filled = self._filled, []
             for record in filled:
                 self.becomes_ready(record)
-            if not effects and not self._dirty:
+            if not self._dirty:
                 break
         checkers.bounded(self)
         checkers.timer(self)
