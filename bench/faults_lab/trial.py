@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.faults_lab import checker
 from bench.faults_lab.generator import Generator
-from bench.faults_lab.ledger import Ledger, Verdict
+from bench.faults_lab.ledger import Ledger, Outcome, Verdict
 from bench.faults_lab.nemesis import Nemesis
 from bench.faults_lab.target import start, target, write_model
 
@@ -113,6 +113,7 @@ class Lab:
                     await trial.end(lasting=not unlasting)
                 except asyncio.CancelledError:
                     trial.row.problems.append("interrupted")
+                    trial.tally(excuse="the trial was interrupted")
                     raise
                 finally:
                     trial.close()
@@ -233,10 +234,17 @@ class Trial:
             status = await self.target.stop()
             problems += [f"the gateway exited with {status}"] if status else []
         self.row.problems += problems
-        self.row.verdicts += self.ledger.verdicts()
-        self.row.codes += self.ledger.codes()
+        self.tally()
         if lasting and self.faults_s:
             self.row.recovery_s = max(self.row.recovery_s, *self.ledger.recoveries_s(self.faults_s))
+
+    def tally(self, excuse: str = "") -> None:
+        """Count every request of this trial; `excuse` is for those that have not ended."""
+        for row in self.ledger.rows:
+            if row.outcome is Outcome.PENDING:
+                row.excuse = excuse
+        self.row.verdicts += self.ledger.verdicts()
+        self.row.codes += self.ledger.codes()
 
     async def _wait_recovered(self) -> None:
         """Until a request was answered that was sent after the last fault."""
