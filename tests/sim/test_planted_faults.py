@@ -64,7 +64,7 @@ def a_conviction_forgets_the_digest(patch):
     patch.setattr(Blame, "convict", lambda self, ticket, _, now_ns: convict(self, ticket, b"", now_ns))
 
 
-@bug("is convicted: True")
+@bug("is convicted: True", faults=("worker_poison", "changes"))
 def a_reload_keeps_the_convictions(patch):
     known = Blame.is_convicted
 

@@ -122,13 +122,20 @@ class Core:
     def worker_up(self, index: int, now_ns: int, *, models: Sequence[int] | None = None) -> None:
         """It comes up with these models, by index; with all of them when none are named."""
         self.begun(index, now_ns)
-        self.s.worker_ready(index, dict.fromkeys(models or range(len(self.lines)), self.points), now_ns)
+        loaded = range(len(self.lines)) if models is None else models
+        self.s.worker_ready(index, dict.fromkeys(loaded, self.points), now_ns)
 
     def begun(self, index: int, now_ns: int) -> None:
         """A dead worker has been started, whatever its back-off."""
         worker = self.s.worker(index)
         if worker.state is State.DEAD and not worker.condemned:
             worker.begin(now_ns)
+
+    def add_line(self, **settings: float) -> Line:
+        """One more model, which nobody has."""
+        self.lines.append(line(len(self.lines), **settings))
+        self.s.add_line(self.lines[-1])
+        return self.lines[-1]
 
     def worker_with(self, index: int, now_ns: int, *, kind: str = "", **points: Sequence[tuple[int, float]]) -> None:
         """It comes up with models m0, m1, ... by name, each of these (size, ms)."""
@@ -190,7 +197,7 @@ class Core:
 
     def ran(self, index: int = 0, *, at: int, status: ItemStatus = ItemStatus.OK) -> None:
         """A worker answers its first batch."""
-        batch = self.s.workers[index].batches[0]
+        batch = self.s.worker(index).batches[0]
         assert self.s.batch_done(index, batch.number, [status] * len(batch.tickets), at) is batch
 
     def do(self, at: int) -> list[str]:

@@ -56,7 +56,7 @@ POISONS = ("crash", "spin", "stop", "kill")
 class ModelPlan:
     """One model: its line's settings and what a batch of it costs."""
 
-    def __init__(self, draw: Random) -> None:
+    def __init__(self, draw: Random, longest_ms: int) -> None:
         largest = draw.choice((1, 2, 4, 8, 16, 32))
         sizes = [
             size for size in (1, 2, 4, 8, 16, 32) if size <= largest and (size in (1, largest) or draw.random() < 0.8)
@@ -77,7 +77,7 @@ class ModelPlan:
         self.queue_max = draw.choice((2, 8, 32, 128))
         self.window_ns = draw.choice((0, 0, 0, MS, 5 * MS, 20 * MS))
         slowest_ns = max(self.times_ns.values())
-        self.deadline_ns = int(draw.choice((1.2, 3, 10, 30)) * slowest_ns) + draw.choice((5, 50, 300, 3000)) * MS
+        self.deadline_ns = int(draw.choice((1.2, 3, 10, 30)) * slowest_ns) + draw.choice((5, 50, 300, longest_ms)) * MS
 
 
 class Plan:
@@ -91,7 +91,7 @@ class Plan:
             self.faults &= {"changes"}
         elif faults:
             self.faults = set(faults)
-        self.models = [ModelPlan(draw) for _ in range(draw.choice((1, 1, 2, 3)))]
+        self.models = [ModelPlan(draw, 50 if calm else 3000) for _ in range(draw.choice((1, 1, 2, 3)))]
         self.worker_count = draw.randint(1, 3)
         self.decoder_count = draw.randint(1, 4)
         self.frame_count_max = draw.choice((1, 2, 8))
@@ -115,7 +115,7 @@ class Plan:
         self.start_timeout_ns = draw.choice((100, 1000)) * MS
         self.bodies_size = draw.choice((1, 4)) * 1_000_000 if "bodies_tight" in self.faults else 1_000_000_000
         self.request_count = draw.choice((10, 30, 60, 100))
-        self.length_ns = draw.choice((50, 300, 1500, 8000)) * MS
+        self.length_ns = draw.choice((50, 300, 1500, 300 if calm else 8000)) * MS
         self.tensor_share = draw.choice((0.0, 0.0, 0.3, 1.0))
         self.many_share = draw.choice((0.0, 0.2, 0.6))
         self.batch_share = draw.choice((0.0, 0.0, 0.5))

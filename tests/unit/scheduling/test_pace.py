@@ -383,3 +383,15 @@ def test_a_model_of_little_weight_has_shorter_batches():
     assert planned(Pace(40 * MS), *GPU, share=0.5, models=2, taken_ms=39) == (32, 32)
     assert planned(Pace(40 * MS), *GPU, share=0.16, models=2, taken_ms=39) == (16, 16)  # 3.2 is 0.32 quarters
     assert planned(Pace(40 * MS), *GPU, share=0.9, models=2, taken_ms=39) == (32, 32), "never more than a quarter"
+
+
+def test_what_does_not_fit_in_memory_is_not_planned_with():
+    pace = Pace(1 * S)
+    planned(pace, *GPU)
+    pace.size = 64
+    assert pace.best_size == 32
+
+    pace.cut(16)
+    assert (pace.size, pace.best_size) == (16, 16)
+    pace.cut(32)
+    assert (pace.size, pace.best_size) == (16, 16)

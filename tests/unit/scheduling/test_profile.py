@@ -193,3 +193,42 @@ def test_inflation_is_on_top_of_what_was_measured_and_stays():
     assert made.by_count == [0, 15 * MS, 22_500_000]
 
     assert observed(made, 1, *[8] * 8).times_ns[1] == 12 * MS
+
+
+# What does not fit in memory
+
+
+def test_a_size_that_is_cut_is_gone_with_all_above_it():
+    made = profile(*GPU).cut(16)
+
+    assert made.sizes == [1, 2, 4, 8]
+    assert list(made.times_ns) == [1, 2, 4, 8]
+    assert len(made.by_count) == 9
+    assert made.best_size(lambda *_: True) == 8
+    assert made.size_above(5) == 8
+
+
+def test_the_smallest_size_is_never_cut():
+    assert profile((4, 20.0), (8, 30.0)).cut(2).sizes == [4]
+
+
+def test_what_is_cut_already_or_not_at_all_stays():
+    made = profile(*CPU).cut(8)
+    before = made.times_ns
+
+    assert made.cut(None).cut(8).cut(9) is made
+    assert made.times_ns is before
+
+
+def test_what_was_measured_of_the_others_is_kept():
+    made = observed(profile((1, 10.0), (2, 10.0)), 1, *[30.0] * 8)
+
+    made.cut(2)
+
+    assert made.by_count[1] == 30 * MS
+
+
+def test_a_batch_of_a_size_that_was_cut_meanwhile_teaches_nothing():
+    made = observed(profile((1, 10.0), (2, 10.0)).cut(2), 2, *[30.0] * 8)
+
+    assert made.times_ns == {1: 10 * MS}
