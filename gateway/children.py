@@ -49,7 +49,7 @@ _REFUSALS: dict[ItemStatus, type[errors.Refusal]] = {
 class ModelState:
     """One model as people see it: what its worker said last, per worker."""
 
-    __slots__ = ("crashes", "failures", "loaded", "loading", "measured")
+    __slots__ = ("crashes", "failures", "files", "loaded", "loading", "measured")
 
     def __init__(self) -> None:
         self.crashes: dict[int, int] = {}
@@ -57,6 +57,8 @@ class ModelState:
         self.loading: dict[int, str] = {}
         self.loaded: dict[int, wire.Loaded] = {}
         self.failures: dict[int, str] = {}
+        self.files = ""
+        """A digest of the files that it was loaded from; see gateway.measured."""
         self.measured: dict[int, list[wire.ProfilePoint]] = {}
         """What batches take, by seat: whoever comes up there next need not measure it again."""
 

@@ -10,11 +10,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from gateway import errors, logs
+from gateway import errors, logs, samples
 from gateway.calls import Call, Classes
 from gateway.children import Children, ModelState
+from gateway.measured import Known, files_digest
 from gateway.memory import Memory, slot_count
-from gateway.metrics import Metrics, Sample
+from gateway.metrics import Metrics
 from gateway.scheduling.line import Line
 from gateway.scheduling.scheduler import Scheduler
 from gateway.scheduling.ticket import (
@@ -37,10 +38,11 @@ from shm import wire
 from shm.arena import BodyArena
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from gateway.calls import Outcome
     from gateway.config import Settings
+    from gateway.measured import Measured
     from gateway.models.repository import ModelVersion
     from shm.wire import Encoding
 
@@ -63,7 +65,9 @@ class Driver:
     seat; others come by `add_model` and workers of their own.
     """
 
-    def __init__(self, settings: Settings, models: Sequence[ModelVersion]) -> None:
+    def __init__(self, settings: Settings, models: Sequence[ModelVersion], known: Iterable[Measured] = ()) -> None:
+        """`known`: what models were measured to take by the gateway that this one replaces."""
+        self._known = Known(known)
         self.models: dict[int, ModelVersion] = {}
         """By line index, which grows and is never used twice."""
         self._settings = settings
@@ -81,7 +85,8 @@ class Driver:
             restarts_window_ns=int(settings.restarts_window_s * 1e9),
         )
         self.metrics = Metrics()
-        self.metrics.probes.append(self._samples)
+        self.metrics.probes.append(lambda: samples.of_core(self.core, self.metrics))
+        self.metrics.probes.append(lambda: samples.of_children(self.core, self.children))
         self._loop = asyncio.get_running_loop()
         self.supervisor = Supervisor(self._loop)
         self.children = Children(
@@ -140,7 +145,11 @@ class Driver:
         self._line_count += 1
         self.models[index] = model
         self.metrics.add(index, f"{model.name}/{model.version}")
-        self.children.states[index] = ModelState()
+        state = self.children.states[index] = ModelState()
+        state.files = files_digest(model)
+        for seat, device in enumerate(settings.devices):
+            if points := self._known.of(model, state.files, device):
+                state.measured[seat] = list(points)
         self.children.models_changed()
         self.core.add_line(line)
         return line
@@ -365,35 +374,3 @@ class Driver:
             indices = outputs["index"][ticket.slot, : ticket.top_k].tolist()
             return Classes(indices, outputs["probability"][ticket.slot, : ticket.top_k].tolist())
         return {name: rows[ticket.slot].copy() for name, rows in outputs.items()}
-
-    # -- seeing --------------------------------------------------------------------------------------------------
-
-    def _samples(self) -> Iterator[Sample]:
-        """What the metrics read off the core at each scrape."""
-        for line in self.core.lines:
-            counts = self.metrics.models[line.index]
-            for state, count in line.arena.statistics().items():
-                yield "penstock_slots", (counts.name, state), count
-            yield "penstock_queue_images", (counts.name, "decode"), line.waiting_count
-            yield "penstock_queue_images", (counts.name, "batch"), line.ready_count
-            planned = line.statistics()
-            if planned is not None:
-                yield "penstock_batch_size_best", (counts.name,), planned.size_best
-                yield "penstock_batch_size_planned", (counts.name,), planned.size_planned
-                yield "penstock_margin_seconds", (counts.name,), planned.margin_ns / 1e9
-                yield "penstock_inflation_ratio", (counts.name,), planned.inflation
-            for worker in self.core.workers:
-                profile = worker.profiles.get(line.index)
-                for size, time_ns in profile.times_ns.items() if profile is not None else ():
-                    yield "penstock_expected_batch_seconds", (counts.name, str(worker.seat), str(size)), time_ns / 1e9
-        yield "penstock_body_bytes", (), self.core.bodies.held_size
-        yield "penstock_body_bytes_max", (), self.core.bodies.size
-        seats = [(Role.DECODER, decoder.index, decoder.ready) for decoder in self.core.feeder.decoders]
-        # Of a seat's two workers, while one follows the other, the newer one is asked.
-        ready = {worker.seat: worker.ready for worker in self.core.workers}
-        seats += [(Role.WORKER, seat, ready.get(seat, False)) for seat in range(len(self._settings.devices))]
-        for role, seat, is_ready in seats:
-            labels = (role.value, str(seat))
-            yield "penstock_child_restarts", labels, self.children.deaths.get((role, seat), 0)
-            yield "penstock_child_ready", labels, float(is_ready)
-        yield "penstock_log_lines_dropped", (), logs.dropped_count()

@@ -27,6 +27,7 @@ import msgspec
 
 from gateway import __version__, logs
 from gateway.errors import InvalidSettings
+from gateway.measured import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ _log = logs.get("handover")
 PROTOCOL = 1
 """What both must speak. Raised when an older gateway could not understand a frame, or the names in the estate."""
 
-FRAME_SIZE_MAX = 16 * 1024
+FRAME_SIZE_MAX = 64 * 1024
 FD_COUNT_MAX = 128
 
 CALL_TIMEOUT_S = 5.0
@@ -63,11 +64,12 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Estate(msgspec.Struct, frozen=True, tag="estate"):
-    """The names of the descriptors that come with it, in their order."""
+    """The names of the descriptors that come with it, in their order; and what is known of the models."""
 
     pid: int
     version: str
     names: list[str]
+    measured: list[Measured] = []
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -91,8 +93,9 @@ _ANSWERS = msgspec.json.Decoder(Estate | Go | Refused)
 class Handover:
     """The running gateway's side: answers at a listening socket, to one successor at a time.
 
-    `fds` names what is handed over. `let_go` is called once, when a successor is ready: it must stop accepting before
-    it returns. State: the successor's connection, and whether it has what it called for.
+    `fds` names what is handed over, `measured` what is told with it. `let_go` is called once, when a successor is
+    ready: it must stop accepting before it returns. State: the successor's connection, and whether it has what it
+    called for.
     """
 
     def __init__(
@@ -101,11 +104,13 @@ class Handover:
         listening: socket.socket,
         fds: Callable[[], Mapping[str, int]],
         let_go: Callable[[], None],
+        measured: Callable[[], list[Measured]] = list,
     ) -> None:
         self._loop = loop
         self._listening = listening
         self._fds = fds
         self._let_go = let_go
+        self._measured = measured
         self._successor: socket.socket | None = None
         self._greeted = False
         self._dismissed: set[socket.socket] = set()
@@ -181,7 +186,11 @@ class Handover:
             )
             return
         fds = self._fds()
-        estate = msgspec.json.encode(Estate(os.getpid(), __version__, list(fds)))
+        measured = self._measured()
+        while (
+            len(estate := msgspec.json.encode(Estate(os.getpid(), __version__, list(fds), measured))) > FRAME_SIZE_MAX
+        ):
+            measured.pop()  # What does not fit is measured again.
         try:
             socket.send_fds(caller, [estate], list(fds.values()))
         except OSError as error:
@@ -253,6 +262,7 @@ class Predecessor:
         self._line = line
         self.pid = estate.pid
         self.version = estate.version
+        self.measured = estate.measured
         self.fds = dict(zip(estate.names, fds, strict=True))
 
     def close(self) -> None:

@@ -69,6 +69,7 @@ TABLE = (
     Row("penstock_body_bytes_max", "gauge", (), "Its limit"),
     Row("penstock_child_restarts", "counter", ("role", "index"), "Deaths of children"),
     Row("penstock_child_ready", "gauge", ("role", "index"), "1 while a child is up"),
+    Row("penstock_child_state", "gauge", ("role", "index", "state"), "1 for the state of its life that a child is in"),
     Row("penstock_worker_memory_bytes", "gauge", ("seat",), "Private memory of a device's worker, when last looked at"),
     Row("penstock_unload_given_back_ratio", "gauge", (), "Part of its memory that the last ended worker gave back"),
     Row("penstock_operations", "counter", ("kind", "state"), "Changes of models, by the states that they came to"),

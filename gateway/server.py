@@ -24,6 +24,7 @@ from gateway.http.front import Front
 from gateway.lifecycle.changes import Changes
 from gateway.lifecycle.desired import Store, Unreadable
 from gateway.lifecycle.watcher import Watcher, everybody
+from gateway.measured import collect
 from gateway.models.repository import scan
 from gateway.paths import state_dir
 from shm import failpoints
@@ -94,7 +95,8 @@ class Gateway:
         self._settings = settings
         self._estate = estate
         self._bound = estate.listener
-        self.driver = Driver(settings, [])
+        known = estate.predecessor.measured if estate.predecessor is not None else ()
+        self.driver = Driver(settings, [], known)
         store = _store(settings) if models is None else None
         self.changes = Changes(self.driver, settings, store=store, models=models)
         self._front = Front(self.driver, settings)
@@ -158,7 +160,7 @@ class Gateway:
         await self._admin.start(estate.admin, estate.admin_port)
         if estate.handover is not None:
             loop = asyncio.get_running_loop()
-            self._handover = Handover(loop, estate.handover, estate.fds, self._let_go)
+            self._handover = Handover(loop, estate.handover, estate.fds, self._let_go, lambda: collect(self.driver))
         _log.info("listening", url=self.url, models=[f"{m.name}/{m.version}" for m in self.driver.models.values()])
 
     async def _succeed(self, predecessor: Predecessor) -> None:
@@ -222,7 +224,7 @@ class Gateway:
             for name, detail in self.refused.items():
                 raise InvalidSettings(f"model {name} was refused: {detail}")
             for role, children in (("decoder", core.feeder.decoders), ("worker", core.workers)):
-                if all(child.restarts.failing for child in children):
+                if children and all(child.restarts.failing for child in children):
                     raise InvalidSettings(f"every {role} process dies at its start; the log has its last words")
             await asyncio.sleep(READY_POLL_S)
 

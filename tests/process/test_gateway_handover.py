@@ -105,6 +105,23 @@ def test_a_successor_takes_over_and_the_old_one_goes(tmp_path):
                 assert [path.name for path in folder.iterdir() if path.is_socket()] == [], "the last one cleans up"
 
 
+def test_a_successor_is_told_what_the_models_take_unless_their_files_changed(tmp_path):
+    folder = write_model(tmp_path, fake={"base_ms": 1.0})
+
+    def profile(running):
+        (worker,) = running.ask("GET", "/models/m").document["versions"][0]["workers"]
+        return [(point["p50_ms"], point["p99_ms"]) for point in worker["profile"]]
+
+    with gateway(tmp_path) as old:
+        measured = profile(old)
+        with successor(old, tmp_path) as new:
+            assert profile(new) == measured
+            text = (folder / "model.toml").read_text()
+            (folder / "model.toml").write_text(text.replace("base_ms = 1.0", "base_ms = 20.0"))
+            with successor(new, tmp_path) as third:
+                assert profile(third)[0][0] >= 20.0
+
+
 def test_requests_go_on_through_four_changes(tmp_path):
     write_model(tmp_path)
     with contextlib.ExitStack() as stack:

@@ -15,6 +15,8 @@ import uvloop
 from gateway import handover
 from gateway.errors import InvalidSettings
 from gateway.handover import Estate, Go, Handover, Hello, Ready, Refused
+from gateway.measured import Measured
+from shm.wire import ProfilePoint
 
 
 class Old:
@@ -27,7 +29,10 @@ class Old:
         self.reader, self.writer = os.pipe()
         self.let_go_count = 0
         loop = asyncio.get_running_loop()
-        self.handover = Handover(loop, listening, lambda: {"pipe": self.writer}, self._let_go)
+        self.measured: list[Measured] = []
+        self.handover = Handover(
+            loop, listening, lambda: {"pipe": self.writer}, self._let_go, lambda: list(self.measured)
+        )
 
     def _let_go(self) -> None:
         self.let_go_count += 1
@@ -91,6 +96,19 @@ def close(predecessor) -> None:
     predecessor.close()
     for fd in predecessor.fds.values():
         os.close(fd)
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, 0), (3, 3), (1000, 400)])
+def test_a_successor_is_told_what_models_take_as_far_as_there_is_room(count, told):
+    async def story(old):
+        points = tuple(ProfilePoint(size, 10_000_000, 20_000_000) for size in (1, 2))
+        old.measured = [Measured("m", number + 1, "f" * 32, "cpu", points) for number in range(count)]
+        found = await call(old)
+        assert len(found.measured) >= told
+        assert found.measured == old.measured[: len(found.measured)]
+        close(found)
+
+    play(story)
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
