@@ -60,8 +60,13 @@ class Dispatcher:
         return sent
 
     def _next(self, now_ns: int) -> RunBatch | None:
-        suspects = any(line.suspects for line in self._lines)
-        if not suspects and not any(line.ready_count for line in self._lines):
+        suspects = waiting = False
+        for line in self._lines:
+            if line.suspects:
+                suspects = True
+            elif line.ready or line.ready_batch:
+                waiting = True
+        if not suspects and not waiting:
             return None
         for worker in placement.takers(self._workers):
             if suspects:
