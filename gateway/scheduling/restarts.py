@@ -80,6 +80,11 @@ class Restarts:
         self._ready_ns = now_ns
         self.open_until_ns = 0
 
+    def postponed(self, start_ns: int) -> None:
+        """The start that was due comes later."""
+        if self._starts_ns:
+            self._starts_ns[-1] = start_ns
+
     def died(self, now_ns: int, *, worked: bool = False) -> int:
         """It died; the time at which to start it again. `worked`: it did some of its work before."""
         settled = self._ready_ns is not None and (worked or now_ns - self._ready_ns >= SETTLED_NS)
@@ -166,6 +171,7 @@ class ChildState:
         self.move(State.DEAD)
         self.started_ns = 0
         self.spawn_at_ns = now_ns + SPAWN_RETRY_NS
+        self.restarts.postponed(self.spawn_at_ns)
 
     def bury(self, now_ns: int) -> None:
         """It is dead and reaped."""

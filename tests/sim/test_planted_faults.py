@@ -15,7 +15,7 @@ from gateway.scheduling.profile import Profile
 from gateway.scheduling.restarts import ChildState, Restarts
 from gateway.scheduling.roster import Roster
 from gateway.scheduling.scheduler import Scheduler
-from gateway.scheduling.ticket import Priority, Stage
+from gateway.scheduling.ticket import Priority, Role, Stage
 from gateway.scheduling.watch import Watch
 from shm.arena import SlotArena
 from shm.wire import ItemStatus
@@ -97,6 +97,18 @@ def who_is_killed_by_others_runs_for_ever(patch):
     patch.setattr(blame, "DEATHS_MAX", 50)
 
 
+@bug("is expendable, and runs", faults=("shadow", "worker_crash", "worker_kill"))
+def a_copy_runs_again_like_any_other(patch):
+    strike = Crew._strike
+
+    def strike_all(self, batch, now_ns, **named):
+        for ticket in batch.tickets:
+            ticket.expendable = False
+        strike(self, batch, now_ns, **named)
+
+    patch.setattr(Crew, "_strike", strike_all)
+
+
 @bug("shares a batch")
 def an_interrupted_batch_goes_on_as_before(patch):
     gave_up = Crew._gave_up
@@ -132,6 +144,21 @@ def a_busy_worker_is_staged_while_suspects_wait(patch):
 
 
 # Hanging
+
+
+@bug("was to be killed")
+def who_closed_its_socket_is_given_work(patch):
+    patch.setattr(Scheduler, "gone", lambda *_: None)
+
+
+@bug("before its time is over")
+def a_stopped_worker_is_killed_in_the_midst_of_a_batch(patch):
+    def stopped(self, role, index, now_ns):
+        child = self.feeder.decoders[index] if role is Role.DECODER else self._crew.worker(index)
+        if not child.condemned:
+            self._ledger.effects.append(self._watch.kill(role, child, "stopped", self._at(now_ns)))
+
+    patch.setattr(Scheduler, "stopped", stopped)
 
 
 @bug("was not interrupted")

@@ -89,6 +89,7 @@ def ran(world: World, child: FakeWorker, batch: Batch) -> None:
         require(not record.deaths or len(batch.tickets) == 1, f"{record} shares a batch after {record.deaths} deaths")
         require(record.crashes < CRASHES_MAX, f"{record} runs after {record.crashes} crashes")
         require(record.deaths < DEATHS_MAX, f"{record} runs after {record.deaths} deaths")
+        require(not (record.expendable and record.deaths), f"{record} is expendable, and runs again")
         require(not record.convicted, f"{record} is convicted and runs")
         require(record.place == "ready", f"{record} is run")
         key = batch.line.index, ticket.slot
@@ -147,7 +148,8 @@ def answered(world: World, record: Record, refusal: Refusal | None) -> None:
         blamed = record.refused or record.guilty or record.decoder_deaths >= 2
         require(blamed, f"{record} is called undecodable without a cause")
     elif isinstance(refusal, errors.WorkerLost):
-        require(record.deaths >= DEATHS_MAX, f"{record} lost {record.deaths} workers")
+        deaths_max = 1 if record.expendable else DEATHS_MAX
+        require(record.deaths >= deaths_max, f"{record} lost {record.deaths} workers")
     elif isinstance(refusal, errors.Poisoned):
         guilty = record.poison in POISONS or world.plan.faults & ALIBIS or record.convicted
         require(guilty, f"{record} is innocent, and is called poisoned")
@@ -241,7 +243,10 @@ def interrupted(world: World, child: FakeWorker) -> None:
 
 def killed(world: World, child: FakeChild, reason: str) -> None:
     """A child is killed for a reason that is true."""
-    if child.role is Role.WORKER and reason == "hung":
+    if reason == "stopped":
+        require(child.hung, f"{child} is killed as stopped, and was not")
+        require(child.role is Role.DECODER or not child.owes, f"{child} is killed before its time is over")
+    elif child.role is Role.WORKER and reason == "hung":
         require(child.interrupted_ns is not None, f"{child} is killed as hung, and was not interrupted")
         early_ns = child.due_ns - world.now
         require(-LATE_NS <= early_ns <= 0, f"{child} is killed {early_ns} ns too early")

@@ -108,7 +108,18 @@ class FakeChild:
         raise NotImplementedError
 
     def hang(self) -> None:
+        """SIGSTOP; somebody looks for such children now and then."""
         self.hung = True
+        self._look_later(self.incarnation)
+
+    def _look_later(self, incarnation: int) -> None:
+        self.world.after(self.world.uniform(500 * MS, 1000 * MS), lambda: self._look(incarnation))
+
+    def _look(self, incarnation: int) -> None:
+        if self.alive and self.hung and self.incarnation == incarnation:
+            self.world.core.stopped(self.role, self.index, self.world.now)
+            self.world.touch()
+            self._look_later(incarnation)
 
     def slow(self) -> None:
         self.factor = self.world.draw.choice((3.0, 10.0, 40.0))
@@ -132,7 +143,16 @@ class FakeChild:
             self.world.note("died", self.role.value, self.index)
             stuck = f"{self.role.value}_stuck" in self.world.faults and self.world.chance(0.4)
             delay_ns = self.world.uniform(MS, 12 * S) if stuck else self.world.uniform(100_000, 3 * MS)
+            if not stuck:
+                self.tell(self._close)
             self.world.after(delay_ns, self._bury)
+
+    def _close(self) -> None:
+        """Its socket is closed, behind its last words."""
+        self.world.note("gone", self.role.value, self.index)
+        self.condemned = True
+        self.killed_ns = self.world.now
+        self.world.core.gone(self.role, self.index)
 
     def crash(self) -> None:
         """A death by its own fault."""

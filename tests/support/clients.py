@@ -26,6 +26,7 @@ class Request:
         self.priority = priority
         self.deadline_ns = deadline_ns
         self.client = client
+        self.expendable = False
         self.parts: list[tuple[int, int, int | None]] = []
 
 
@@ -53,6 +54,7 @@ class Clients:
             priority = int(world.chance(plan.batch_share))
             client = f"client {draw.randrange(plan.client_count)}" if plan.client_count else None
         request = Request(service, priority, deadline_ns, client)
+        request.expendable = "shadow" in world.faults and world.chance(0.2)
         total = self._draw_parts(request)
         if line is None:
             world.count("pre_unknown")
@@ -159,6 +161,7 @@ class Clients:
             top_k=5,
             now_ns=self.world.now,
             client=request.client,
+            expendable=request.expendable,
         )
 
     def _keep(self, ticket: Ticket, request: Request, *, tensor: bool) -> None:

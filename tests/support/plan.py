@@ -27,6 +27,8 @@ FAULTS = (
     "worker_memory",
     "worker_device",
     "changes",
+    "spawn_fails",
+    "shadow",
     "decoder_poison",
     "decoder_stuck",
     "decoder_kill",

@@ -15,6 +15,7 @@ class Record:
         self.digest = b"%d" % ticket.number
         """Of its pixels."""
         self.client = ticket.client
+        self.expendable = ticket.expendable
         self.ticket = ticket
         self.number = ticket.number
         self.line = line

@@ -245,7 +245,12 @@ class World:
             self._answer(effect.ticket, effect.refusal)
         elif isinstance(effect, Spawn):
             self.note("spawn", effect.role.value, effect.index)
-            self._child(effect.role, effect.index).spawn()
+            if "spawn_fails" in self.faults and self.chance(0.3):
+                self.count("not_started")
+                self.core.not_started(effect.role, effect.index, self.now)
+                self.touch()
+            else:
+                self._child(effect.role, effect.index).spawn()
         elif isinstance(effect, Kill):
             self.note("kill", effect.role.value, effect.index, effect.reason)
             self.count(f"kill_{effect.reason}")

@@ -126,6 +126,15 @@ def test_without_a_limit_there_is_no_circuit():
     assert restarts.open_until_ns == 0
 
 
+def test_a_restart_that_was_put_off_counts_from_when_it_was():
+    restarts = Restarts(count_max=1, window_ns=60 * S)
+    restarts.postponed(1 * S)
+    dies(restarts, at=1 * S)
+    restarts.postponed(5 * S)
+
+    assert dies(restarts, at=6 * S) == 65 * S
+
+
 # The states of a child
 
 LIFE = [State.STARTING, State.WARMING, State.READY, State.DRAINING]
