@@ -137,7 +137,7 @@ class Dispatcher:
             if decision is not None:
                 head = line.ready.peek() or line.ready_batch.peek()
                 assert head is not None
-                choices.append(((not line.ready, head.due_ns), line, decision))
+                choices.append(((not line.ready, min(head.due_ns, line.slotless_due_ns)), line, decision))
         choices.sort(key=lambda choice: choice[0])
         return choices
 

@@ -136,6 +136,14 @@ class Line:
         """Images that wait for a worker."""
         return len(self.ready) + len(self.ready_batch)
 
+    @property
+    def slotless_due_ns(self) -> int:
+        """When the first image is due that waits for a slot, which only a batch of others can free; else never."""
+        if self.arena.free_count:
+            return NO_QUOTA
+        waiting = (self.small.peek(), self.large.peek())
+        return min((ticket.due_ns for ticket in waiting if ticket is not None), default=NO_QUOTA)
+
     def promise(self, ticket: Ticket) -> None:
         """It is to be done by its `due_ns`: from now on the plan counts with it."""
         dues = self.dues

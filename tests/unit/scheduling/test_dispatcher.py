@@ -314,3 +314,16 @@ def test_nor_does_it_when_the_plan_is_broken_already():
     assert core.do(NOW + 1 * MS) == []
     core.ran(at=NOW + FLAT_NS)
     assert core.do(NOW + FLAT_NS) == ["finish 1: ok", "run 0: 2 at 1, full"]
+
+
+def test_a_slot_is_made_free_for_whoever_is_due_first():
+    """One with a near deadline waited for a slot of its model, whose images waited behind another model's."""
+    core = Core(line(0, slot_count=1), line(1))
+    core.tensor(model=1)
+    core.do(NOW)
+    core.tensor(model=0, deadline_ns=NOW + 900 * MS)
+    core.tensor(model=1, deadline_ns=NOW + 500 * MS)
+    core.tensor(model=0, deadline_ns=NOW + 200 * MS)
+    core.ran(at=NOW + 10 * MS)
+
+    assert core.do(NOW + 10 * MS) == ["finish 1: ok", "run 0: 2 at 1, idle"]
