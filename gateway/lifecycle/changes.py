@@ -26,6 +26,7 @@ from gateway.lifecycle.turnover import Turnover
 from gateway.lifecycle.views import Views
 from gateway.lifecycle.watcher import Found, Look, Watcher, everybody
 from gateway.models.repository import is_name, sign
+from shm import failpoints
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -322,6 +323,7 @@ class Changes:
         """Keep the desired state. A disk that does not take it is no reason not to serve."""
         if self._store is None:
             return
+        failpoints.hit("gateway.before_save")
         try:
             await asyncio.to_thread(self._store.save, msgspec.structs.replace(self._catalogue.desired))
         except OSError as error:

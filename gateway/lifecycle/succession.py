@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gateway import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from gateway.driver import Driver
     from gateway.scheduling.line import Line
@@ -65,7 +65,6 @@ class Succession:
     def __init__(
         self,
         driver: Driver,
-        moves: Iterable[Move],
         *,
         arriving: list[Line],
         leaving: list[Line],
@@ -74,7 +73,7 @@ class Succession:
     ) -> None:
         self._driver = driver
         self._core = driver.core
-        self._moves = list(moves)
+        self.moves: list[Move] = []
         self._arriving = arriving
         self._leaving = frozenset(line.index for line in leaving)
         self._timeout_s = timeout_s
@@ -87,11 +86,11 @@ class Succession:
     @property
     def has_gap(self) -> bool:
         """Whether some worker has to go before its successor can start."""
-        return not all(move.is_beside for move in self._moves)
+        return not all(move.is_beside for move in self.moves)
 
     async def start_beside(self) -> None:
         """Start every successor that may live beside the old worker, and wait until it is up. Raises Unloadable."""
-        for move in self._moves:
+        for move in self.moves:
             if move.is_beside:
                 added = self._core.add_worker(move.seat, move.models, _now()).index if move.models else None
                 self.workers[move.seat] = added
@@ -99,7 +98,7 @@ class Succession:
 
     async def start_after(self) -> None:
         """Send the other old workers away, and start their successors once they are gone. Raises Unloadable."""
-        for move in self._moves:
+        for move in self.moves:
             if not move.is_beside:
                 assert move.before is not None
                 before = self._core.worker(move.before)
@@ -109,7 +108,7 @@ class Succession:
 
     def hand_over(self) -> None:
         """Every successor is up: the old ones finish what only they can, and go."""
-        for move in self._moves:
+        for move in self.moves:
             if move.is_beside and move.before is not None:
                 self._retire(move.before, self._leaving)
         self._driver.wake()
@@ -118,7 +117,7 @@ class Succession:
         """Everything as it was: successors go, and who was sent away for one is started again. Workers by seat."""
         arriving = frozenset(line.index for line in self._arriving)
         seats: dict[int, int | None] = {}
-        for move in self._moves:
+        for move in self.moves:
             seats[move.seat] = move.before
             added = self.workers.get(move.seat)
             if added is None:

@@ -24,6 +24,7 @@ from gateway.lifecycle.departures import GIVEN_BACK_SHARE_MIN, Departure
 from gateway.lifecycle.room import Room, Unplaceable
 from gateway.lifecycle.succession import DEATHS_MAX, LOOK_S, Move, Succession, Unloadable
 from gateway.scheduling.restarts import State
+from shm import failpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -68,7 +69,7 @@ class Turnover:
         self._settings = settings
         self._catalogue = catalogue
         self._left: list[Resident] = []
-        """Lines that could not be removed: a worker that has them hangs in the kernel."""
+        """Those whose lines are closed and have not been removed."""
 
     # -- the first start -----------------------------------------------------------------------------------------
 
@@ -170,26 +171,33 @@ class Turnover:
     ) -> None:
         arriving = self._add_all(new)
         kept = [resident for resident in self._catalogue.residents.values() if resident not in old]
-        moves = await self._moves([*kept, *arriving], seats)
         succession = Succession(
             self._driver,
-            moves,
             arriving=[resident.line for resident in arriving],
             leaving=[resident.line for resident in old],
             timeout_s=self._settings.child_start_timeout_s,
             progress=operation.progress,
         )
-        departures = [Departure(self._driver, move.before) for move in moves if move.before is not None]
-        for departure in departures:
-            await departure.look()
+        departures: list[Departure] = []
         try:
+            succession.moves = await self._moves([*kept, *arriving], seats)
+            departures += [Departure(self._driver, move.before) for move in succession.moves if move.before is not None]
+            for departure in departures:
+                await departure.look()
+            failpoints.hit("gateway.before_successors")
             await succession.start_beside()
             if succession.has_gap:
+                failpoints.hit("gateway.before_gap")
                 self._open_gap(old)
                 await succession.start_after()
+            failpoints.hit("gateway.before_switch")
         except Unloadable as failure:
-            await self._undo(succession, arriving, old, failure)
+            blamed = arriving if failure.line is None else [each for each in arriving if each.line is failure.line]
+            await self._undo(succession, arriving, old, blamed, failure.detail)
             raise errors.LoadFailed(failure.detail) from None
+        except Exception:
+            await self._undo(succession, arriving, old)
+            raise
         self._switch(arriving, old, wants)
         succession.hand_over()
         self.seats |= succession.workers
@@ -197,13 +205,15 @@ class Turnover:
             "loaded": [name_of(resident.key) for resident in arriving],
             "unloaded": [name_of(resident.key) for resident in old if resident.key in self.leaving],
         }
+        failpoints.hit("gateway.after_switch")
         await self.room.measure(self.seats)
         operation.progress("unloading", 0.95)
-        await self._see_off(operation, departures, old)
+        await self._see_off(operation, departures)
 
     def _switch(self, arriving: list[Resident], old: list[Resident], wants: Mapping[str, Want]) -> None:
         """From here on requests go the new way."""
         catalogue = self._catalogue
+        self._left += old
         for resident in old:
             del catalogue.residents[resident.key]
         for resident in arriving:
@@ -217,12 +227,16 @@ class Turnover:
             self._core.close_line(resident.line)
 
     async def _undo(
-        self, succession: Succession, arriving: list[Resident], old: list[Resident], failure: Unloadable
+        self,
+        succession: Succession,
+        arriving: list[Resident],
+        old: list[Resident],
+        blamed: Iterable[Resident] = (),
+        detail: str = "",
     ) -> None:
         """Everything as it was; who is to blame is not tried again with these files."""
-        blamed = arriving if failure.line is None else [each for each in arriving if each.line is failure.line]
         for resident in blamed:
-            self.fail(resident.found, failure.detail)
+            self.fail(resident.found, detail)
         self.seats |= succession.undo()
         for resident in old:
             self._core.close_line(resident.line, closed=False)
@@ -231,7 +245,8 @@ class Turnover:
         self._close_gap()
         for resident in arriving:
             self._core.close_line(resident.line)
-        await self._remove(arriving)
+        self._left += arriving
+        await self._remove()
 
     def _open_gap(self, old: Iterable[Resident]) -> None:
         """Workers are about to go before their successors come: who asks for what changes waits in front."""
@@ -246,10 +261,10 @@ class Turnover:
         self.show()
         self.no_gap.set()
 
-    async def _see_off(self, operation: Operation, departures: list[Departure], old: list[Resident]) -> None:
+    async def _see_off(self, operation: Operation, departures: list[Departure]) -> None:
         """Old workers go, then old lines. Raises MemoryNotGivenBack."""
         found = [await departure.wait_gone() for departure in departures]
-        await self._remove(old)
+        await self._remove()
         if not found:
             return
         self.given_back_share = min(each.share for each in found)
@@ -281,9 +296,8 @@ class Turnover:
             ) from None
         return arriving
 
-    async def _remove(self, old: Iterable[Resident]) -> None:
+    async def _remove(self) -> None:
         """Give the slots of closed lines back once they are empty and no worker has them."""
-        self._left += old
         while True:
             having = {model: worker for worker in self._core.workers for model in worker.models}
             for resident in list(self._left):

@@ -16,6 +16,7 @@ from gateway.lifecycle.routes import Absent, Lazy
 from gateway.scheduling.restarts import State
 from gateway.scheduling.ticket import Role
 from gateway.supervisor import Obituary
+from shm import failpoints
 from tests.support.gateways import write_model
 from tests.support.plant import MIB, play
 
@@ -221,6 +222,35 @@ def test_a_model_that_served_and_cannot_be_loaded_again_is_not_taken_for_the_new
         assert plant.serves("b")
 
     go(story)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", ["auto", "never"])
+@pytest.mark.parametrize("point", ["before_successors", "before_gap", "before_switch", "after_switch", "before_save"])
+def test_a_fault_of_ours_at_any_step_leaves_what_was_or_what_is_to_be(root, go, point, overlap):
+    model(root, "a")
+    model(root, "b")
+
+    async def story(plant):
+        failpoints.arm(f"gateway.{point}=error@1")
+        try:
+            operation = plant.changes.unload("b")
+            await operation.wait_ended(20)
+        finally:
+            failpoints.arm("")
+        hit = overlap == "never" or point != "before_gap"
+        made = point in {"after_switch", "before_save"} or not hit
+        assert operation.state == ("failed" if hit else "succeeded")
+        assert plant.serves("a")
+        assert plant.serves("b") is not made
+        await plant.done(plant.changes.load("b"))
+        model(root, "c")
+        await plant.done(plant.changes.load("c"))
+        assert [plant.serves(name) for name in "abc"] == [True] * 3
+        assert len(plant.core.lines) == 3
+        assert len(plant.core.workers) == 1
+
+    go(story, overlap=overlap)
 
 
 def test_without_memory_for_slots_nothing_is_started(root, go, monkeypatch):
