@@ -34,7 +34,7 @@ from gateway.scheduling.ticket import (
     Ticket,
 )
 from gateway.supervisor import Supervisor
-from shm import wire
+from shm import failpoints, wire
 from shm.arena import BodyArena
 
 if TYPE_CHECKING:
@@ -317,6 +317,7 @@ class Driver:
     # -- effects -------------------------------------------------------------------------------------------------
 
     def _send(self, send: Send) -> None:
+        failpoints.hit("gateway.before_decode")
         child = self.supervisor.children.get((Role.DECODER, send.decoder))
         if child is None:
             return  # Dead already; its death takes these tickets back.
@@ -334,8 +335,8 @@ class Driver:
         self.core.filled(ticket, time.monotonic_ns(), self.children.refusal(ticket))
 
     def _run(self, run: RunBatch) -> None:
-        batch = run.batch
-        child = self.supervisor.children.get((Role.WORKER, run.worker))
+        failpoints.hit("gateway.before_batch")
+        batch, child = run.batch, self.supervisor.children.get((Role.WORKER, run.worker))
         if child is None:
             return  # Dead already; its death takes this batch back.
         frame = wire.Run(
@@ -349,10 +350,10 @@ class Driver:
         child.link.send(wire.encode(frame))
 
     def _finish(self, finish: Finish) -> None:
-        ticket = finish.ticket
+        failpoints.hit("gateway.before_answer")
+        ticket, refusal = finish.ticket, finish.refusal
         call: Call = ticket.owner
         counts = self.metrics.models[ticket.line.index]
-        refusal = finish.refusal
         if refusal is None:
             call.end(ticket, self._read_output(ticket))
             self.core.release(ticket)

@@ -28,6 +28,7 @@ import msgspec
 from gateway import __version__, logs
 from gateway.errors import InvalidSettings
 from gateway.measured import Measured
+from shm import failpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -203,8 +204,10 @@ class Handover:
 
     def _yield(self, caller: socket.socket) -> None:
         """Stop accepting, then say so."""
+        failpoints.hit("gateway.before_let_go")
         self.done = True
         self._let_go()
+        failpoints.hit("gateway.after_let_go")
         with contextlib.suppress(OSError):
             caller.send(msgspec.json.encode(Go()))
         _log.info("handover_done")
@@ -283,6 +286,7 @@ class Predecessor:
 
         Raises: InvalidSettings when the running gateway gave up waiting.
         """
+        failpoints.hit("gateway.before_take_over")
         try:
             self._line.send(msgspec.json.encode(Ready()))
             async with asyncio.timeout(GO_TIMEOUT_S):

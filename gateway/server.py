@@ -233,6 +233,7 @@ class Gateway:
 
         Both together take no longer than `drain_timeout_s`.
         """
+        failpoints.hit("gateway.before_drain")
         end = asyncio.get_running_loop().time() + self._settings.drain_timeout_s
         systemd.notify("STOPPING=1")
         self._front.announce_drain()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from gateway import logs
 from gateway.link import Link, socket_pair
-from shm import layout
+from shm import failpoints, layout
 from shm.recorder import Recorder
 from shm.segment import Segment
 
@@ -165,6 +165,7 @@ class Child:
             os.close(self._pidfd)
             obituary = Obituary(return_code, Recorder(self._recorder).last())
             self._recorder.close()
+            failpoints.hit("gateway.after_reap")
             on_death(self, obituary)
 
         loop.add_reader(self._pidfd, reap)
@@ -197,6 +198,7 @@ class Supervisor:
         `on_eof` is called when it closes its socket, which a dead one does first; `on_death` once it was reaped.
         """
         with contextlib.ExitStack() as undo:
+            failpoints.hit("gateway.before_spawn")
             ours, theirs = socket_pair()
             undo.callback(ours.close)
             with theirs:
@@ -205,6 +207,7 @@ class Supervisor:
                 process = _start(module, heritage(theirs.fileno(), recorder))
             undo.callback(process.wait)
             undo.callback(process.kill)
+            failpoints.hit("gateway.after_spawn")
             pidfd = os.pidfd_open(process.pid)
             undo.pop_all()
         key = (role, index)

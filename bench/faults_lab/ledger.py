@@ -82,7 +82,7 @@ class Row(msgspec.Struct):
     more: int = 0
     """Answers after the first."""
     excuse: str = ""
-    """Why no answer was possible; written by the trial that made it so."""
+    """Why it could not be answered, or not well; written by the trial that made it so."""
 
     @property
     def verdict(self) -> Verdict:
@@ -101,10 +101,12 @@ class Row(msgspec.Struct):
 
     @property
     def _is_whole_refusal(self) -> bool:
-        """Whether it says why, and where it is to be tried again, when. A fault of the server's own is none."""
+        """Whether it says why, and where it is to be tried again, when. One for a defect of the server's is none, but
+        where a defect was injected.
+        """
         if self.status in (429, 503) and self.retry_s < 0:
             return False
-        return self.code not in ("", "internal")
+        return bool(self.code) and (self.code != "internal" or bool(self.excuse))
 
     def _unanswered(self) -> Verdict:
         if self.excuse or self.outcome is Outcome.LEFT:

@@ -30,6 +30,15 @@ WORK = (
     "decoder.before_reply",
 )
 
+GATEWAY = (
+    "gateway.before_spawn",
+    "gateway.after_spawn",
+    "gateway.before_decode",
+    "gateway.before_batch",
+    "gateway.before_answer",
+)
+CHANGE = ("gateway.before_change", "gateway.before_switch", "gateway.after_switch", "gateway.before_unload")
+
 STEPS = (
     # (in words, places, action, share of the passes)
     ("killed at birth", BIRTH, "kill", 0.2),
@@ -39,6 +48,9 @@ STEPS = (
     ("stopped at work", [place for place in WORK if place.startswith("worker")], "hang", 0.01),
     ("failed at work", [place for place in WORK if place != "worker.after_reply"], "error", 0.01),
     ("slow at work", WORK, "delay:30", 0.1),
+    ("gateway: slow", (*GATEWAY, "gateway.after_reap"), "delay:20", 0.05),
+    ("gateway: out of descriptors", GATEWAY[:2], "error:EMFILE", 0.3),
+    ("gateway: a defect of ours", GATEWAY, "error", 0.01),
 )
 
 
@@ -52,10 +64,13 @@ async def steps(lab: Lab, seconds: float) -> None:
         settings = {**PATIENT, "decoders": 2, "devices": "cpu,cuda:0"}
         model = {"fake": {"base_ms": 5.0}}
         name = f"failpoints: {words}"
-        async with lab.trial(name, rate=60.0, model=model, settings=settings, environ=environ) as trial:
+        defects = action == "error" and places is GATEWAY
+        async with lab.trial(
+            name, rate=60.0, model=model, settings=settings, environ=environ, defects=defects
+        ) as trial:
             end = time.monotonic() + seconds
             while time.monotonic() < end:
-                if places is BIRTH:
+                if places is BIRTH or words.startswith("gateway"):
                     await trial.strike_all()
                 await asyncio.sleep(0.5)
             trial.target.poll()

@@ -87,12 +87,13 @@ class Lab:
         settings: Mapping[str, object] | None = None,
         environ: Mapping[str, str] | None = None,
         unlasting: bool = False,
+        defects: bool = False,
         class_counts: Mapping[int, int] | None = None,
     ) -> AsyncIterator[Trial]:
         """A gateway under `rate` requests a second to model `m`, of these sections; `models`: further ones by name.
 
         `unlasting`: the gateway does not outlive the trial, so it cannot be held against what it was before.
-        `class_counts`: see Generator.
+        `defects`: some are injected, so that "internal" is what some requests get. `class_counts`: see Generator.
         """
         self._count += 1
         folder = Path(tempfile.mkdtemp(prefix="penstock-faults-"))
@@ -110,7 +111,7 @@ class Lab:
                     except TimeoutError as error:
                         trial.row.problems.append(f"not tried to its end: {error}")
                         unlasting = True
-                    await trial.end(lasting=not unlasting)
+                    await trial.end(lasting=not unlasting, defects=defects)
                 except asyncio.CancelledError:
                     trial.row.problems.append("interrupted")
                     trial.tally(excuse="the trial was interrupted")
@@ -215,11 +216,14 @@ class Trial:
         self._baseline = min(looks)
         self.generator.start()
 
-    async def end(self, *, lasting: bool) -> None:
+    async def end(self, *, lasting: bool, defects: bool) -> None:
         """Stop the load, wait for every outcome, and judge."""
         if lasting:
             await self._wait_recovered()
         await self.generator.finish()
+        for row in self.ledger.rows:
+            if defects and row.code == "internal":
+                row.excuse = "a defect was injected"
         self.target.poll()
         problems = checker.outcomes(self.ledger)
         if lasting:

@@ -169,6 +169,7 @@ class Turnover:
         wants: Mapping[str, Want],
         seats: Collection[int],
     ) -> None:
+        failpoints.hit("gateway.before_change")
         arriving = self._add_all(new)
         kept = [resident for resident in self._catalogue.residents.values() if resident not in old]
         succession = Succession(
@@ -263,6 +264,7 @@ class Turnover:
 
     async def _see_off(self, operation: Operation, departures: list[Departure]) -> None:
         """Old workers go, then old lines. Raises MemoryNotGivenBack."""
+        failpoints.hit("gateway.before_unload")
         found = [await departure.wait_gone() for departure in departures]
         await self._remove()
         if not found:
