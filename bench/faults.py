@@ -77,6 +77,8 @@ FAULTS = {
     "versions": Fault(changes.versions, 6, 60, 60),
     "cycles": Fault(changes.cycles, 6, 100, 100),
     "neighbours": Fault(changes.neighbours, 1, 5, 5),
+    "killed_in_change": Fault(ends.killed_in_change, 4, 20, 20),
+    "killed_in_succession": Fault(ends.killed_in_succession, 3, 30, 30),
     "stopped": Fault(ends.stopped, 1, 20, 20),
 }
 

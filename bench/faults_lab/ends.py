@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -10,8 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 from bench.faults_lab import checker
+from bench.faults_lab.changes import operate
 from bench.faults_lab.kills import PATIENT
-from bench.faults_lab.target import all_children
+from bench.faults_lab.places import CHANGE
+from bench.faults_lab.target import all_children, write_model
 
 if TYPE_CHECKING:
     from bench.faults_lab.trial import Lab, Trial
@@ -22,6 +25,13 @@ GONE_S_MAX = 1.0
 """How long children may outlive a gateway that was killed."""
 
 GONE_TIMEOUT_S = 40.0
+
+SUCCESSION = (
+    ("gateway.before_take_over", "successor"),
+    ("gateway.before_let_go", "predecessor"),
+    ("gateway.after_let_go", "predecessor"),
+)
+"""Steps of a handover, and whose they are."""
 
 
 async def killed(lab: Lab, count: int) -> None:
@@ -109,3 +119,59 @@ async def _fail_to_succeed(trial: Trial, settings: dict[str, object]) -> None:
         trial.row.problems.append("a successor without models exited with 0")
     if trial.target.process.poll() is not None:
         trial.row.problems.append("a successor that failed took its predecessor along")
+
+
+async def killed_in_change(lab: Lab, count: int) -> None:
+    """The gateway dies in the middle of a change of models, at each step; the next one serves what is wanted."""
+    for number in range(count):
+        place = CHANGE[number % len(CHANGE)]
+        environ = {"PENSTOCK_FAILPOINTS": f"{place}=kill@1"}
+        settings = {**PATIENT, "decoders": 2}
+        async with lab.trial(
+            "gateway: killed in a change", rate=60.0, model=SLOW, settings=settings, environ=environ, unlasting=True
+        ) as trial:
+            write_model(trial.repository, "other", **SLOW)
+            begun_s = time.monotonic()
+            with contextlib.suppress(OSError, EOFError, ValueError, IndexError):
+                await operate(trial, "POST", "/admin/models/other/versions?wait=30", {"version": 1})
+            await asyncio.to_thread(trial.target.process.wait, GONE_TIMEOUT_S)
+            trial.struck(begun_s)
+            again = trial.start_successor(trial.repository, settings, replace=False)
+            await again.wait_ready()
+            ready_s = time.monotonic()
+            await trial.generator.ask()
+            await trial.generator.finish()
+            for row in trial.ledger.rows:
+                if row.sent_s < ready_s:
+                    row.excuse = "its gateway was killed"
+            trial.row.problems += checker.names_in_shm(again)
+
+
+async def killed_in_succession(lab: Lab, count: int) -> None:
+    """One of two gateways dies at a step of the handover; the other one serves on, and loses nothing of its own."""
+    for number in range(count):
+        place, whose = SUCCESSION[number % len(SUCCESSION)]
+        environ = {"PENSTOCK_FAILPOINTS": f"{place}=kill@1"}
+        settings = {**PATIENT, "decoders": 2, "stop_delay_s": 0.0}
+        async with lab.trial(
+            f"{whose}: killed in the handover",
+            rate=100.0,
+            model={"fake": {"base_ms": 1.0}},
+            settings=settings,
+            environ=environ if whose == "predecessor" else None,
+        ) as trial:
+            before = trial.target
+            after = trial.start_successor(trial.repository, settings, environ=environ if whose == "successor" else None)
+            dying = before if whose == "predecessor" else after
+            await asyncio.to_thread(dying.process.wait, GONE_TIMEOUT_S)
+            died_s = time.monotonic()
+            trial.struck(died_s)
+            if whose == "predecessor":
+                await after.wait("it listens", lambda after=after: after.port)
+                trial.target, trial.counted = after, False
+            await asyncio.sleep(0.5)
+            await trial.generator.finish()
+            for row in trial.ledger.rows:
+                if whose == "predecessor" and row.sent_s < died_s:
+                    row.excuse = "its gateway was killed"
+        lab.figures["succession_failures"].append(trial.ledger.failures())

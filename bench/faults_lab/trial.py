@@ -168,10 +168,17 @@ class Trial:
         options = {"rate": rate, "seed": self.seed, "prefix": prefix, **self._options, **options}
         return Generator(self.ledger, self.target.port, **options)
 
-    def start_successor(self, repository: Path, settings: Mapping[str, object]) -> Target:
+    def start_successor(
+        self,
+        repository: Path,
+        settings: Mapping[str, object],
+        *,
+        replace: bool = True,
+        environ: Mapping[str, str] | None = None,
+    ) -> Target:
         """Start a gateway that is to take the place of the one that is tried. It ends with the trial, too."""
-        before = self.target
-        successor = start(repository, before.log.parent, "--replace", port=before.port, **settings)
+        before, flags = self.target, ["--replace"] if replace else []
+        successor = start(repository, before.log.parent, *flags, port=before.port, environ=environ, **settings)
         self._successors.append(successor)
         return successor
 
