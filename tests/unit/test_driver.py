@@ -39,7 +39,7 @@ class Peer:
     """One life of one child, played by the test."""
 
     def __init__(self, room, role, index, heritage, on_frame, on_death) -> None:
-        self.role, self.index, self.pid = role, index, 0
+        self.role, self.index, self.seat, self.pid = role, index, index, 0
         self.room, self.on_death = room, on_death
         self.space, self.full, self.stopped = 0, False, False
         self.recorder = Segment.create("recorder", layout.RECORDER_SIZE)
