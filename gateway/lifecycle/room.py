@@ -66,7 +66,6 @@ class Room:
         self,
         target: dict[Key, Found],
         fresh: Collection[Key],
-        awake: Collection[Key],
         seats: Mapping[int, int | None],
     ) -> tuple[list[Found], list[Resident]]:
         """(what is to be loaded, what is to go), after lazy models were taken out of `target` where that makes room.
@@ -87,7 +86,6 @@ class Room:
             candidates = [
                 Candidate(resident.key, self._needs.of(resident.files, kind) or 0, resident.used_ns, resident.is_lazy)
                 for resident in kept
-                if resident.key not in awake
             ]
             evicted = evict(candidates, need - capacity)
             if evicted is None:

@@ -147,7 +147,7 @@ class Turnover:
         try:
             for found in self._catalogue.difference(target, fresh)[0]:
                 self.room.check_placed(found)
-            new, old = await self.room.make(target, fresh, awake, self.seats)
+            new, old = await self.room.make(target, fresh, self.seats)
         except Unplaceable as failure:
             self.fail(failure.found, failure.refusal.detail)
             raise failure.refusal from None

@@ -43,7 +43,7 @@ _pids = itertools.count(1000)
 
 
 class Actor:
-    """One life of one child. A worker loads its models as their contracts' `[fake]` says; `never`: it says nothing."""
+    """One life of one child. A worker loads its models as their contracts' `[fake]` says."""
 
     def __init__(self, plant: Plant, role: Role, index: int, seat: int, heritage: Any, on_frame: Any, on_death: Any):
         self.role, self.index, self.seat, self.incarnation = role, index, seat, 1
@@ -62,7 +62,7 @@ class Actor:
         if self.role is Role.DECODER:
             self._say(wire.DecoderReady(["no_new_privs"]))
             return
-        for grant in self._models:
+        for grant in () if self._plant.mute else self._models:
             fake = msgspec.json.decode(grant.contract, type=Contract).fake
             assert fake is not None
             self._say(wire.Loading(grant.index, "session", 0.0))
@@ -78,7 +78,8 @@ class Actor:
             fields = [layout.Field("index", "uint32", (2,)), layout.Field("probability", "float32", (2,))]
             profile = [wire.ProfilePoint(1, 1_000_000, 2_000_000)]
             self._say(wire.Loaded(grant.index, fields, profile, "fake", 1, fake.memory_size))
-        self._say(wire.WorkerReady("cpu", 1, self._plant.sizes[self.pid]))
+        if not self._plant.mute:
+            self._say(wire.WorkerReady("cpu", 1, self._plant.sizes[self.pid]))
 
     def _say(self, message: msgspec.Struct) -> None:
         if self._plant.children.get((self.role, self.index)) is self:
@@ -120,7 +121,8 @@ class Plant:
         self.sizes: dict[int, int] = {}
         """Bytes that every process holds, also dead ones that leak."""
         self.leaking: set[int] = set()
-        self.stuck = self.never = False
+        self.stuck = self.never = self.mute = False
+        """Killed ones do not die; workers get no further than the beginning of their first load, or say nothing."""
         self.crashing: set[str] = set()
         self.refusing: set[str] = set()
         self.free: int | None = None
@@ -149,6 +151,11 @@ class Plant:
 
     def kill(self, role, index, _reason):
         self.children[role, index].kill()
+
+    def start_timeout(self, seconds: float) -> None:
+        """How long a child may take to come up, from now on."""
+        self.changes._turnover._settings = msgspec.structs.replace(self.settings, child_start_timeout_s=seconds)
+        self.core._watch._start_timeout_ns = int(seconds * 1e9)
 
     @property
     def routes(self) -> Routes:

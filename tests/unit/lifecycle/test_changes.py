@@ -73,6 +73,22 @@ def test_a_model_that_kills_its_worker_twice_is_left_out(root, go):
     go(story, ready=False)
 
 
+def test_a_model_that_failed_at_the_start_costs_its_neighbours_no_restart(root, go):
+    model(root, "bad", fake={"load": "refuse"})
+    model(root, "good")
+
+    async def story(plant):
+        await plant.wait(lambda: plant.changes.operations.counts["evaluate", "succeeded"] == 1)
+        assert plant.spawned == [(0, ("bad", "good"))]
+        model(root, "more")
+        await plant.done(plant.changes.load("more"))
+        assert plant.spawned[1:] == [(0, ("good", "more"))]
+        assert plant.changes.model("bad")["versions"][0]["state"] == "failed"
+        assert plant.routes.entries["bad", ""] is not None
+
+    go(story, ready=False)
+
+
 @pytest.mark.slow
 def test_a_device_whose_only_model_kills_workers_is_left_empty(root, go):
     model(root, "bad", fake={"load": "crash"})
@@ -107,9 +123,10 @@ def test_workers_that_never_come_up_do_not_keep_operators_waiting(root, go):
     model(root)
 
     async def story(plant):
-        plant.never = True
+        plant.mute = True
         await plant.wait(lambda: plant.core.workers[0].restarts.total >= 2)
-        plant.never = False
+        plant.mute = False
+        plant.start_timeout(20.0)
         shutil.rmtree(root / "m")
         model(root)
         await plant.done(plant.changes.reload("m"))
@@ -194,9 +211,11 @@ def test_a_change_that_fails_leaves_everything_as_it_was(root, go, overlap, faul
         if fault == "never":
             shutil.rmtree(root / "c")
             model(root, "c", fake={"load_ms": 1.0})
+            plant.start_timeout(0.3)
         else:
             getattr(plant, fault).add("c")
         failed = await plant.done(plant.changes.load("c"), "failed")
+        plant.start_timeout(20.0)
         assert failed.error["code"] == "load_failed"
         assert "c" in failed.error["detail"]
         await plant.wait(lambda: plant.serves("a") and plant.serves("b"))
@@ -205,7 +224,47 @@ def test_a_change_that_fails_leaves_everything_as_it_was(root, go, overlap, faul
         assert plant.routes.entries["c", ""] is Absent.FAILED
         assert not plant.changes._store.path.exists()
 
-    go(story, overlap=overlap, child_start_timeout_s=0.3)
+    go(story, overlap=overlap)
+
+
+@pytest.mark.parametrize("overlap", ["auto", "never"])
+def test_a_reload_that_fails_leaves_the_old_line_open(root, go, overlap):
+    model(root, "a")
+
+    async def story(plant):
+        (line,) = plant.core.lines
+        shutil.rmtree(root / "a")
+        model(root, "a", fake={"load": "refuse"})
+        await plant.done(plant.changes.reload("a"), "failed")
+        await plant.wait(lambda: plant.serves("a"))
+        assert plant.routes.entries["a", ""] is line
+        plant.core.precheck(line, time.monotonic_ns() + 10**10, time.monotonic_ns())
+        # These files are not tried again by themselves, and others are.
+        started = len(plant.spawned)
+        await plant.done(plant.changes.evaluate())
+        assert len(plant.spawned) == started
+        shutil.rmtree(root / "a")
+        model(root, "a", fake={"class_count": 7})
+        await plant.done(plant.changes.evaluate())
+        assert plant.routes.entries["a", ""] is not line
+
+    go(story, overlap=overlap)
+
+
+def test_the_gateway_is_as_ready_as_what_it_serves(root, go):
+    model(root, "a")
+
+    async def story(plant):
+        await plant.done(plant.changes.reload("a"))
+        model(root, "b")
+        await plant.done(plant.changes.load("b"))
+        assert plant.core.is_ready
+        plant.never = True
+        plant.worker().kill()
+        await plant.wait(lambda: not plant.core.is_ready)
+        plant.never = False
+
+    go(story)
 
 
 def test_a_model_that_served_and_cannot_be_loaded_again_is_not_taken_for_the_new_ones_fault(root, go):
@@ -378,8 +437,9 @@ def test_workers_overlap_where_both_fit(root, go, free, beside):
             return real(role, *arguments, **more)
 
         plant.spawn = spawn
+        await plant.done(plant.changes.reload("a"))
         await plant.done(plant.changes.restart(plant.changes._turnover.seats[0]))
-        assert alive == [1 if beside else 0]
+        assert alive == [1 if beside else 0] * 2
         assert plant.serves("a")
 
     go(story)
