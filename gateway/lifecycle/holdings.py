@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,14 +91,22 @@ def hold(processes: Iterable[Process]) -> Holding:
 
 
 def private_size(pid: int) -> int:
-    """Bytes that would come back if this process ended, swapped ones too; 0 when it is not there, or not ours."""
-    size = 0
+    """Bytes that would come back if this process ended, swapped ones too; 0 when it is not there."""
+    try:
+        lines = [line.partition(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+        return sum(int(rest.split()[0]) * 1024 for key, _, rest in lines if key in _PRIVATE)
+    except PermissionError:
+        return _unshared_size(pid)  # A kernel that shows no more of one process to another, of whatever user.
+    except (OSError, ValueError):
+        return 0
+
+
+def _unshared_size(pid: int) -> int:
+    """About the same, by what everybody may read: resident pages less those of files and segments."""
     with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            key, _, rest = line.partition(":")
-            if key in _PRIVATE:
-                size += int(rest.split()[0]) * 1024
-    return size
+        resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+        return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def available_size() -> int | None:

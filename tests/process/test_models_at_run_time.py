@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import graphs
 from tests.support.commanded import OTHER_COUNT, Askers, commanded, other, rewrite
 from tests.support.gateways import CLASS_COUNT, assert_problem, digest, head, pixels, png, wait_until, write_model
 
@@ -215,6 +216,34 @@ def test_a_reload_that_fails_leaves_the_old_one_serving(root, state, fault, over
         running.done("reload", "m")
         wait_until(lambda: running.predict(png(3)).top == digest(pixels(3), OTHER_COUNT), "the new form answers")
     askers.assert_all_ok(CLASS_COUNT, OTHER_COUNT)
+
+
+def write_graph(folder):
+    """A real graph, that answers the means of the channels; two classes more than a fake model, so its own contract."""
+    folder.mkdir(parents=True)
+    graphs.save(graphs.means(), folder)
+    (folder / "model.toml").write_text(
+        '[input]\nwidth = 4\nheight = 4\n[output]\ntask = "raw"\n[batching]\nsizes = [1, 2]\n'
+    )
+
+
+def test_a_real_graph_that_is_broken_leaves_the_whole_one_serving(root, state):
+    write_model(root, "a")
+    write_graph(root / "g" / "1")
+    with commanded(root, state) as running:
+        before = running.predict(png(1), "g").document["outputs"]
+        whole = (root / "g" / "1" / "model.onnx").read_bytes()
+        (root / "g" / "1" / "model.onnx").write_bytes(whole[: len(whole) // 2])
+        ended = running.done("reload", "g", state="failed")
+        assert ended["error"]["code"] == "load_failed"
+        assert running.predict(png(1), "g").document["outputs"] == before
+        (root / "g" / "1" / "model.onnx").write_bytes(whole)
+        running.done("reload", "g")
+        assert running.predict(png(1), "g").document["outputs"] == before
+        ended = running.done("unload", "g")
+        # An engine takes memory that it never gives back by itself.
+        assert ended["result"]["workers"][0]["before"]["memory_size"] > 30 << 20
+        assert ended["result"]["given_back_share"] >= 0.99
 
 
 def test_a_load_that_takes_too_long_is_given_up(root, state):

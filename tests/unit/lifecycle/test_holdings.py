@@ -40,6 +40,23 @@ def test_private_memory_is_what_a_process_would_give_back():
     assert private_size(large.pid) == 0
 
 
+def test_where_little_is_shown_of_other_processes_the_figure_is_nearly_the_same(monkeypatch):
+    real = holdings.Path.read_text
+
+    def hidden(path, **options):
+        if path.name == "smaps_rollup":
+            raise PermissionError
+        return real(path, **options)
+
+    with holder(32 * MIB) as process:
+        before = private_size(process.pid)
+        monkeypatch.setattr(holdings.Path, "read_text", hidden)
+        assert private_size(process.pid) == pytest.approx(before, rel=0.1)
+        monkeypatch.setattr(holdings.Path, "read_text", real)
+    monkeypatch.setattr(holdings.Path, "read_text", hidden)
+    assert private_size(process.pid) == 0
+
+
 def test_a_process_is_more_than_its_number():
     with holder() as process:
         found = find_process(process.pid)
