@@ -217,7 +217,7 @@ class Children:
 
     def _gone(self, child: Child) -> None:
         if not self.stopping:
-            self._core.gone(child.role, child.index)
+            self._core.gone(child.role, child.index, time.monotonic_ns())
             self._changed()
 
     def _died(self, child: Child, obituary: Obituary) -> None:
@@ -292,7 +292,7 @@ class Children:
     def _break(self, child: Child, reason: str) -> None:
         """A child broke the protocol: it is killed, and nothing that it sent behind this is read any more."""
         child.link.close()
-        self._core.broken(child.role, child.index, reason)
+        self._core.broken(child.role, child.index, reason, time.monotonic_ns())
         self._changed()
 
     def _worker_frame(self, child: Child, frame: memoryview) -> None:

@@ -292,9 +292,9 @@ class Driver:
                 self.core.cancel(ticket, time.monotonic_ns())
             ticket.owner.end(ticket, errors.Refusal("something went wrong here; the log says what"))
         elif isinstance(effect, Send):
-            self.core.broken(Role.DECODER, effect.decoder, "could not be sent to")
+            self.core.broken(Role.DECODER, effect.decoder, "could not be sent to", time.monotonic_ns())
         elif isinstance(effect, RunBatch):
-            self.core.broken(Role.WORKER, effect.worker, "could not be sent to")
+            self.core.broken(Role.WORKER, effect.worker, "could not be sent to", time.monotonic_ns())
         elif isinstance(effect, Spawn):
             self.children.lost(effect.role, effect.index, blamed=0, guilty=False)
 

@@ -267,15 +267,15 @@ class Scheduler:
                 ticket.expected_ns = 0  # nobody knows, and what a death costs is no slip
                 self.feeder.enqueue(ticket)
 
-    def broken(self, role: Role, index: int, reason: str) -> None:
+    def broken(self, role: Role, index: int, reason: str, now_ns: int) -> None:
         """A child broke the protocol: it is never believed again."""
         child = self.feeder.decoders[index] if role is Role.DECODER else self._crew.worker(index)
-        self._ledger.effects.append(self._watch.kill(role, child, reason, self._now_ns, broken=True))
+        self._ledger.effects.append(self._watch.kill(role, child, reason, self._at(now_ns), broken=True))
 
-    def gone(self, role: Role, index: int) -> None:
+    def gone(self, role: Role, index: int, now_ns: int) -> None:
         """A child closed its socket: it is dead, or as good as. What it holds stays its own until it is reaped."""
         child = self.feeder.decoders[index] if role is Role.DECODER else self._crew.worker(index)
-        child.condemn(self._now_ns, broken=child.broken)
+        child.condemn(self._at(now_ns), broken=child.broken)
         self.feeder.count_ready()
         self._review()
 

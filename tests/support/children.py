@@ -152,7 +152,7 @@ class FakeChild:
         self.world.note("gone", self.role.value, self.index)
         self.condemned = True
         self.killed_ns = self.world.now
-        self.world.core.gone(self.role, self.index)
+        self.world.core.gone(self.role, self.index, self.world.now)
 
     def crash(self) -> None:
         """A death by its own fault."""
@@ -174,7 +174,7 @@ class FakeChild:
         self.muted = True
         self.condemned = True
         self.killed_ns = self.world.now
-        self.world.core.broken(self.role, self.index, "broke the protocol")
+        self.world.core.broken(self.role, self.index, "broke the protocol", self.world.now)
 
 
 class FakeDecoder(FakeChild):

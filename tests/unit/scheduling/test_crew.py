@@ -61,7 +61,7 @@ def test_an_image_nobody_waits_for_is_not_blamed_and_its_slot_is_free():
 
 def test_who_broke_the_protocol_may_have_done_anything():
     core = with_staged()
-    core.s.broken(Role.WORKER, 0, "nonsense")
+    core.s.broken(Role.WORKER, 0, "nonsense", NOW)
 
     core.s.worker_lost(0, NOW + 11 * MS)
 
@@ -377,7 +377,7 @@ def test_one_that_is_reaped_after_all_is_started_again():
 
 def test_a_model_is_not_served_where_all_decoders_hang_in_the_kernel():
     core = Core()
-    core.s.broken(Role.DECODER, 0, "nonsense")
+    core.s.broken(Role.DECODER, 0, "nonsense", NOW)
     core.do(NOW)
     assert core.do(NOW + 5 * S) == ["stuck decoder 0"]
 

@@ -88,7 +88,7 @@ def test_an_answer_about_an_image_that_was_never_sent():
     core = Core()
 
     assert not core.s.decoded(0, 77, None, 1, NOW)
-    core.s.broken(Role.DECODER, 0, "nonsense")
+    core.s.broken(Role.DECODER, 0, "nonsense", NOW)
     assert core.do(NOW) == ["kill decoder 0: nonsense"]
 
 

@@ -25,7 +25,7 @@ def test_one_that_closed_its_socket_gets_nothing_more_and_keeps_what_it_holds():
     core.tensor(deadline_ns=FAR)
     assert core.do(NOW) == ["run 0: 1 at 1, idle"]
 
-    core.s.gone(Role.WORKER, 0)
+    core.s.gone(Role.WORKER, 0, NOW)
     core.tensor(deadline_ns=FAR)
 
     assert core.do(NOW) == ["run 1: 2 at 1, idle"]
@@ -37,7 +37,7 @@ def test_one_that_closed_its_socket_gets_nothing_more_and_keeps_what_it_holds():
 
 def test_a_decoder_that_closed_its_socket_counts_no_more():
     core = Core(decoders=2)
-    core.s.gone(Role.DECODER, 0)
+    core.s.gone(Role.DECODER, 0, NOW)
     core.submit()
 
     assert core.s.feeder.ready_count == 1
@@ -47,9 +47,20 @@ def test_a_decoder_that_closed_its_socket_counts_no_more():
 @BOTH
 def test_one_that_closed_its_socket_and_is_not_gone_is_stuck(role: Role):
     core = Core()
-    core.s.gone(role, 0)
+    core.s.gone(role, 0, NOW)
 
     assert core.do(NOW + 5 * S) == [f"stuck {role.value} 0"]
+
+
+@BOTH
+def test_nobody_is_stuck_because_nothing_had_happened_for_a_while(role: Role):
+    """Its time began with the last event before it; in a quiet gateway it was over at once."""
+    for ended in (lambda core, at: core.s.gone(role, 0, at), lambda core, at: core.s.broken(role, 0, "nonsense", at)):
+        core = Core()
+        ended(core, NOW + 60 * S)
+
+        assert f"stuck {role.value} 0" not in core.do(NOW + 60 * S)
+        assert core.do(NOW + 65 * S) == [f"stuck {role.value} 0"]
 
 
 def test_one_that_broke_the_protocol_is_not_believed_for_having_closed_its_socket():
@@ -58,8 +69,8 @@ def test_one_that_broke_the_protocol_is_not_believed_for_having_closed_its_socke
     core.do(NOW)
     core.tensor(at=NOW + 10 * MS, deadline_ns=FAR)
     core.do(NOW + 10 * MS)
-    core.s.broken(Role.WORKER, 0, "nonsense")
-    core.s.gone(Role.WORKER, 0)
+    core.s.broken(Role.WORKER, 0, "nonsense", NOW)
+    core.s.gone(Role.WORKER, 0, NOW)
     core.s.worker_lost(0, NOW + 11 * MS)
 
     assert [ticket.deaths for ticket in core.tickets] == [1, 1, 1]
