@@ -25,6 +25,7 @@ from gateway.scheduling.ticket import Role
 from gateway.supervisor import Obituary
 from shm import layout, wire
 from shm.segment import Segment
+from tests.support.gateways import write_model
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -126,6 +127,8 @@ class Plant:
         self.crashing: set[str] = set()
         self.refusing: set[str] = set()
         self.free: int | None = None
+        self.on_device = False
+        """Whether all memory is the device's."""
         self.tables: list[Routes] = []
         self.spawned: list[tuple[int, tuple[str, ...]]] = []
         """(seat, names of its models) of every worker that was started."""
@@ -141,7 +144,8 @@ class Plant:
 
     def _hold(self, processes: list[Process]) -> Holding:
         found = {process: self.sizes[process.pid] for process in processes if process.pid in self.sizes}
-        return Holding(sum(found.values()), 0, found)
+        size = sum(found.values())
+        return Holding(0, size, found) if self.on_device else Holding(size, 0, found)
 
     def spawn(self, role, index, *, seat, module, heritage, on_frame, on_eof, on_death):
         del module, on_eof
@@ -179,11 +183,27 @@ class Plant:
             assert time.monotonic() < end, "in vain"
             await asyncio.sleep(0.002)
 
+    def worker_on(self, seat: int) -> Actor:
+        """The newest worker on a seat, whether it serves or not."""
+        return [child for child in self.children.values() if child.role is Role.WORKER and child.seat == seat][-1]
+
     def worker(self, seat: int = 0) -> Actor:
         """Who serves a seat."""
         index = self.changes._turnover.seats[seat]
         assert index is not None
         return self.children[Role.WORKER, index]
+
+
+def model(root: Path, name: str = "m", version: int = 1, **sections: Any) -> Path:
+    """Write a fake model that actors can play."""
+    return write_model(
+        root, name, version, **({"batching": {"sizes": [1]}, "output": {"top_k": 1, "top_k_max": 2}} | sections)
+    )
+
+
+def lazy(size: int = 0, idle_s: float = 0.0) -> dict[str, Any]:
+    """Sections of a lazy model of so many bytes."""
+    return {"residency": {"lazy": True, "idle_s": idle_s}, "fake": {"memory_size": size}}
 
 
 def play(

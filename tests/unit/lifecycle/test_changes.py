@@ -10,39 +10,11 @@ import time
 import pytest
 
 from gateway import errors
-from gateway.lifecycle.desired import Want
 from gateway.lifecycle.operations import LIVE_COUNT_MAX
 from gateway.lifecycle.routes import Absent, Lazy
-from gateway.scheduling.restarts import State
-from gateway.scheduling.ticket import Role
 from gateway.supervisor import Obituary
 from shm import failpoints
-from tests.support.gateways import write_model
-from tests.support.plant import MIB, play
-
-
-@pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def go(root, monkeypatch):
-    """Play a story over the repository, without the waits that are for people and disks."""
-    monkeypatch.setattr("gateway.lifecycle.changes.SETTLE_S", 0.0)
-    return lambda story, **settings: play(root, story, monkeypatch, **settings)
-
-
-def model(root, name="m", version=1, **sections):
-    sections = {"batching": {"sizes": [1]}, "output": {"top_k": 1, "top_k_max": 2}} | sections
-    return write_model(root, name, version, **sections)
-
-
-def lazy(size=0, idle_s=0.0):
-    return {"residency": {"lazy": True, "idle_s": idle_s}, "fake": {"memory_size": size}}
-
+from tests.support.plant import lazy, model
 
 # -- from the start ------------------------------------------------------------------------------------------------
 
@@ -348,147 +320,6 @@ def test_an_evaluation_leaves_out_what_fails_and_does_the_rest(root, go):
         assert "b is refused" in failed.error["detail"]
         assert "d/1" in failed.error["detail"]
         assert [plant.serves(name) for name in "abcd"] == [True, False, True, False]
-
-    go(story)
-
-
-# -- memory --------------------------------------------------------------------------------------------------------
-
-
-def test_memory_that_is_not_given_back_is_an_error_that_names_who_holds_it(root, go, monkeypatch):
-    monkeypatch.setattr("gateway.lifecycle.departures.GIVEN_BACK_TIMEOUT_S", 0.1)
-    model(root, "a")
-    model(root, "b", fake={"memory_size": 50 * MIB})
-
-    async def story(plant):
-        pid = plant.worker().pid
-        plant.leaking.add(pid)
-        failed = await plant.done(plant.changes.unload("b"), "failed")
-        assert failed.error["code"] == "memory_not_given_back"
-        assert f"actor (pid {pid}" in failed.error["detail"]
-        assert failed.result["given_back_share"] == 0.0
-        assert plant.serves("a"), "the change was made"
-        assert not plant.serves("b")
-        assert plant.changes._store.load().models["b"] == Want(versions=())
-        samples = {name: value for name, _, value in plant.changes._views.samples()}
-        assert samples["penstock_unload_given_back_ratio"] == 0.0
-        assert samples["penstock_worker_memory_bytes"] == 10 * MIB
-
-    go(story)
-
-
-@pytest.mark.slow
-def test_a_worker_that_hangs_in_the_kernel_is_told_and_its_slots_stay(root, go, monkeypatch):
-    monkeypatch.setattr("gateway.lifecycle.departures.GIVEN_BACK_TIMEOUT_S", 0.1)
-    monkeypatch.setattr("gateway.scheduling.watch.STUCK_NS", 50_000_000)
-    model(root, "a")
-    model(root, "b", fake={"memory_size": 50 * MIB})
-
-    async def story(plant):
-        old = plant.changes._turnover.seats[0]
-        plant.stuck = True
-        failed = await plant.done(plant.changes.unload("b"), "failed")
-        assert failed.error["code"] == "memory_not_given_back"
-        assert plant.core.worker(old).state is State.STUCK
-        assert plant.serves("a")
-        assert len(plant.core.lines) == 2, "somebody may still write to b's slots"
-        plant.stuck = False
-        plant.children[Role.WORKER, old].kill()
-        await plant.wait(lambda: len(plant.core.workers) == 1)
-        await plant.done(plant.changes.evaluate())
-        model(root, "c")
-        await plant.done(plant.changes.load("c"))
-        assert [line.name for line in plant.core.lines] == ["a", "c"]
-
-    go(story)
-
-
-def test_the_need_of_a_model_is_known_once_it_was_loaded(root, go):
-    model(root, "a", fake={"memory_size": 60 * MIB})
-    model(root, "b", **lazy(60 * MIB))
-
-    async def story(plant):
-        await plant.changes.wait_loaded("b", 1, time.monotonic_ns() + 10**10)
-        assert plant.changes.model("b")["versions"][0]["memory_size"] == 60 * MIB
-        await plant.wait(lambda: plant.changes.operations.counts["evict", "succeeded"] == 0)
-        await plant.done(plant.changes.unload("b"))
-        started = len(plant.spawned)
-        failed = await plant.done(plant.changes.load("b", (1,)), "failed")
-        assert failed.error["code"] == "insufficient_memory"
-        assert len(plant.spawned) == started
-        with pytest.raises(errors.ModelNotReady):
-            await plant.changes.wait_loaded("b", 1, time.monotonic_ns() + 10**10)
-        assert plant.serves("a")
-
-    go(story, device_memory_size_max=100 * MIB)
-
-
-@pytest.mark.parametrize(("free", "beside"), [(None, True), (200 * MIB, True), (50 * MIB, False)])
-def test_workers_overlap_where_both_fit(root, go, free, beside):
-    model(root, "a", fake={"memory_size": 60 * MIB})
-
-    async def story(plant):
-        plant.free = free
-        alive = []
-        real = plant.spawn
-
-        def spawn(role, *arguments, **more):
-            alive.append(sum(child.role is Role.WORKER for child in plant.children.values()))
-            return real(role, *arguments, **more)
-
-        plant.spawn = spawn
-        await plant.done(plant.changes.reload("a"))
-        await plant.done(plant.changes.restart(plant.changes._turnover.seats[0]))
-        assert alive == [1 if beside else 0] * 2
-        assert plant.serves("a")
-
-    go(story)
-
-
-# -- lazy ----------------------------------------------------------------------------------------------------------
-
-
-def test_who_waits_for_a_lazy_model_longer_than_it_may_is_told(root, go):
-    model(root, "z", **lazy())
-
-    async def story(plant):
-        plant.never = True
-        with pytest.raises(errors.ModelNotReady) as caught:
-            await plant.changes.wait_loaded("z", 1, time.monotonic_ns() + 10_000_000)
-        assert caught.value.retry_after_s
-
-    go(story)
-
-
-def test_one_that_could_not_be_loaded_is_tried_again_after_a_while(root, go, monkeypatch):
-    model(root, "z", **lazy())
-    until_ns = time.monotonic_ns() + 10**11
-
-    async def story(plant):
-        plant.refusing.add("z")
-        for _ in range(3):
-            with pytest.raises(errors.ModelNotReady) as caught:
-                await plant.changes.wait_loaded("z", 1, until_ns)
-            assert caught.value.retry_after_s
-        assert plant.changes.operations.counts["wake", "failed"] == 1
-        monkeypatch.setattr("gateway.lifecycle.changes.AGAIN_S", 0.0)
-        plant.refusing.clear()
-        await plant.changes.wait_loaded("z", 1, until_ns)
-        assert plant.serves("z")
-
-    go(story)
-
-
-@pytest.mark.slow
-def test_idle_models_leave(root, go, monkeypatch):
-    monkeypatch.setattr("gateway.lifecycle.routine.USE_LOOK_S", 0.01)
-    model(root, "z", **lazy(idle_s=0.05))
-
-    async def story(plant):
-        await plant.changes.wait_loaded("z", 1, time.monotonic_ns() + 10**10)
-        await plant.wait(lambda: plant.changes.operations.counts["unload_idle", "succeeded"] == 1)
-        assert plant.routes.entries["z", ""] == Lazy(1)
-        await plant.wait(lambda: not plant.core.lines)
 
     go(story)
 
