@@ -127,7 +127,7 @@ def window_timer_forgotten(patch):
     patch.setattr(batcher, "decide", decide_and_forget)
 
 
-@bug("too late")
+@bug("too late", faults=("worker_hang", "worker_kill", "worker_spin"))
 def expired_head_is_run_anyway(patch):
     def take_late(line, profile, start_ns, way):
         return take(line, profile, -(10**15), way)
@@ -148,7 +148,7 @@ def latest_start_is_the_deadline(patch):
     patch.setattr(Dispatcher, "_send", send_lax)
 
 
-@bug("too late")
+@bug("too late", faults=("worker_hang", "worker_kill", "worker_spin"))
 def near_deadline_of_a_lower_class_rides_along(patch):
     def all_of_them(line, profile, start_ns, tickets):
         return tickets, profile.size_above(len(tickets))

@@ -46,7 +46,7 @@ def the_staged_batch_is_blamed(patch):
     patch.setattr(Crew, "worker_lost", worker_lost)
 
 
-@bug("")
+@bug("", faults=("worker_device",))
 def the_batch_behind_a_lost_device_is_blamed(patch):
     gave_up = Crew._gave_up
 
@@ -58,7 +58,7 @@ def the_batch_behind_a_lost_device_is_blamed(patch):
     patch.setattr(Crew, "_gave_up", gave_up_and_started)
 
 
-@bug("is convicted: False")
+@bug("is convicted: False", faults=("worker_poison",))
 def a_conviction_forgets_the_digest(patch):
     convict = Blame.convict
     patch.setattr(Blame, "convict", lambda self, ticket, _, now_ns: convict(self, ticket, b"", now_ns))
@@ -176,7 +176,7 @@ def a_killed_child_is_taken_for_gone(patch):
     patch.setattr(watch, "STUCK_NS", 10**12)
 
 
-@bug("granted while <")
+@bug("granted while <", faults=("worker_stuck", "worker_spin", "worker_hang"))
 def slots_of_a_stuck_worker_are_given_away(patch):
     overdue = Watch._overdue
     patch.setattr(SlotArena, "move", lenient_move)
