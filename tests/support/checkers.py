@@ -207,7 +207,9 @@ def busy(world: World) -> None:
             ready = [record for record in world.ready[index].values() if record.claim[0] == 0 or world.is_quiet]
             stuck = [record for record in ready if record.ready_ns <= limit_ns]
             require(not stuck, f"{stuck} wait beside {able}")
-            require(len(ready) < line.pace.size, "a full batch waits")
+            # Beside the batch class each may wait for the other's sake, for a moment.
+            mixed = any(record.claim[0] for record in world.ready[index].values())
+            require(mixed or len(ready) < line.pace.size, "a full batch waits")
         if len(line.small) and line.arena.free_count:
             lazy = [child for child in world.decoders if child.announced and not child.condemned and not child.held]
             *others, spare = core.feeder.decoders
