@@ -69,7 +69,8 @@ class Operation:
         self.result: dict[str, Any] = {}
         self.error: dict[str, str] | None = None
         self._changed = changed
-        self._ended = asyncio.Event()
+        self._ended: asyncio.Event | None = None
+        """There once somebody has waited: hundreds of operations are remembered, few are waited for."""
         changed(self)
 
     def start(self) -> None:
@@ -100,7 +101,8 @@ class Operation:
         self.stage = stage
         self.ended = _now()
         self._changed(self)
-        self._ended.set()
+        if self._ended is not None:
+            self._ended.set()
 
     @property
     def is_ended(self) -> bool:
@@ -109,6 +111,9 @@ class Operation:
 
     async def wait_ended(self, timeout_s: float | None = None) -> bool:
         """Until it is over; False when that takes longer than `timeout_s`."""
+        if self.is_ended:
+            return True
+        self._ended = self._ended or asyncio.Event()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._ended.wait()
