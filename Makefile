@@ -2,9 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# make test COVERAGE=1 also measures branch coverage; make test PYTEST="tests/unit -x" picks tests.
+# make test COVERAGE=1 also measures branch coverage; make test PYTEST="tests/unit -x" picks tests; make test JOBS=0 runs
+# them one after the other. Files are kept together: their tests share gateways.
 PYTEST ?=
 COVERAGE ?=
+JOBS ?= 3
 
 .PHONY: demo test lint format bench clean
 .DELETE_ON_ERROR:
@@ -13,7 +15,7 @@ demo: .venv/installed-demo
 	$(BIN)/penstock demo
 
 test: .venv/installed-dev
-	$(BIN)/pytest -q $(if $(COVERAGE),--cov) $(PYTEST)
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile $(if $(COVERAGE),--cov) $(PYTEST)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -144,8 +144,9 @@ class Children:
             self._unborn.discard(key)
 
     def kill(self, kill: Kill) -> None:
-        """SIGKILL a child."""
-        self._supervisor.kill(kill.role, kill.index, kill.reason)
+        """SIGKILL a child. A worker that another one has followed ends so in the best of cases."""
+        wanted = kill.role is Role.WORKER and self._core.worker(kill.index).retiring
+        self._supervisor.kill(kill.role, kill.index, kill.reason, wanted=wanted)
 
     def look(self) -> None:
         """Find those who are stopped. One that has nothing to do would be missed only when it gets something."""
@@ -223,19 +224,19 @@ class Children:
     def _died(self, child: Child, obituary: Obituary) -> None:
         if not self.stopping:
             guilty = obituary.guilty if child.role is Role.DECODER else obituary.crashed
-            if child.role is Role.WORKER and not self._core.worker(child.index).retiring:
-                self.obituaries[child.seat] = obituary.cause
+            if not child.wanted:
+                self.deaths[child.role, child.seat] = self.deaths.get((child.role, child.seat), 0) + 1
+                if child.role is Role.WORKER:
+                    self.obituaries[child.seat] = obituary.cause
             self.lost(child.role, child.index, blamed=obituary.blamed, guilty=guilty)
 
     def lost(self, role: Role, index: int, *, blamed: int, guilty: bool) -> None:
         """A child is dead and reaped, or could not be started."""
         now_ns = time.monotonic_ns()
         if role is Role.DECODER:
-            seat = index
             self._core.decoder_lost(index, blamed, guilty=guilty, now_ns=now_ns)
         else:
             worker = self._core.worker(index)
-            seat = worker.seat
             self._core.worker_lost(index, now_ns, guilty=guilty)
             self._convict()
             for state in self.states.values():
@@ -246,7 +247,6 @@ class Children:
                         news.pop(index, None)
             if worker.retiring:
                 self.worker_devices.pop(index, None)
-        self.deaths[role, seat] = self.deaths.get((role, seat), 0) + 1
         self._changed()
 
     def _convict(self) -> None:

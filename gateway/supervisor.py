@@ -92,6 +92,7 @@ class Child:
         "role",
         "seat",
         "started_ns",
+        "wanted",
     )
 
     def __init__(
@@ -107,6 +108,8 @@ class Child:
     ) -> None:
         self.role = role
         self.index = index
+        self.wanted = False
+        """Whether it was killed because its time was over, rather than for a fault."""
         self.seat = seat
         """Of a worker the device's place in the settings, of a decoder its index."""
         self.incarnation = incarnation
@@ -227,9 +230,10 @@ class Supervisor:
 
         def buried(dead: Child, obituary: Obituary) -> None:
             del self.children[key]
-            report = _log.info if self.stopping else _log.warning
+            wanted = self.stopping or dead.wanted
+            report = _log.info if wanted else _log.warning
             report(
-                "child_ended" if self.stopping else "child_died",
+                "child_ended" if wanted else "child_died",
                 role=role.value,
                 index=index,
                 seat=seat,
@@ -244,11 +248,13 @@ class Supervisor:
         _log.info("child_started", role=role.value, index=index, pid=child.pid, incarnation=child.incarnation)
         return child
 
-    def kill(self, role: Role, index: int, reason: str) -> None:
-        """SIGKILL a child, if it lives; its death is reported as any other."""
+    def kill(self, role: Role, index: int, reason: str, *, wanted: bool = False) -> None:
+        """SIGKILL a child, if it lives; its death is reported as any other, unless it is `wanted`."""
         child = self.children.get((role, index))
         if child is not None:
-            _log.warning("child_killed", role=role.value, index=index, pid=child.pid, reason=reason)
+            child.wanted = wanted
+            report = _log.info if wanted else _log.warning
+            report("child_killed", role=role.value, index=index, pid=child.pid, reason=reason)
             child.kill()
 
 

@@ -49,6 +49,7 @@ class Actor:
     def __init__(self, plant: Plant, role: Role, index: int, seat: int, heritage: Any, on_frame: Any, on_death: Any):
         self.role, self.index, self.seat, self.incarnation = role, index, seat, 1
         self.pid = next(_pids)
+        self.wanted = False
         self.link = self
         self._plant = plant
         self._on_frame = on_frame
@@ -153,7 +154,8 @@ class Plant:
         if role is Role.WORKER:
             self.spawned.append((seat, tuple(grant.name for grant in actor._models)))
 
-    def kill(self, role, index, _reason):
+    def kill(self, role, index, _reason, *, wanted=False):
+        self.children[role, index].wanted = wanted
         self.children[role, index].kill()
 
     def start_timeout(self, seconds: float) -> None:

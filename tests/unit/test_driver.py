@@ -41,7 +41,7 @@ class Peer:
     def __init__(self, room, role, index, heritage, on_frame, on_death) -> None:
         self.role, self.index, self.seat, self.pid = role, index, index, 0
         self.room, self.on_death = room, on_death
-        self.space, self.full, self.stopped = 0, False, False
+        self.space, self.full, self.stopped, self.wanted = 0, False, False, False
         self.recorder = Segment.create("recorder", layout.RECORDER_SIZE)
         ours, self.socket = socket_pair()
         self.socket.setblocking(False)
@@ -101,8 +101,9 @@ class Room:
         self.spawned.append(role)
         self.children[role, index] = Peer(self, role, index, heritage, on_frame, on_death)
 
-    def kill(self, role, index, reason):
+    def kill(self, role, index, reason, *, wanted=False):
         self.killed.append((role, reason))
+        self.children[role, index].wanted = wanted
         self.children[role, index].kill()
 
     async def wait(self, condition) -> None:
