@@ -321,7 +321,7 @@ def _read(row: Row, head: bytes, body: bytes) -> None:
             row.version = document["version"]
             row.total_ms = document["timing_ms"]["total"]
         else:
-            row.code = str(document["code"])
+            row.code, row.detail = str(document["code"]), str(document["detail"])
             retry = _RETRY.search(head)
             row.retry_s = int(retry[1]) if retry else -1
     except (ValueError, LookupError, TypeError):

@@ -70,6 +70,7 @@ class Row(msgspec.Struct):
     outcome: Outcome = Outcome.PENDING
     status: int = 0
     code: str = ""
+    detail: str = ""
     request_id: str = ""
     answer: int = -1
     got: int = -1

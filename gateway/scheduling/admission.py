@@ -162,9 +162,9 @@ class Admission:
 
     def _check_batch(self, line: Line, budget_ns: int, count: int, now_ns: int) -> None:
         """The batch class gets what room the real-time class leaves. Raises Overloaded."""
-        if any(other.pace.is_refusing(now_ns) for other in self._lines):
+        if any(other.pace.is_refusing(now_ns) for other in self._plan.company(line)):
             raise refusals.real_time_first(line)
-        if self._plan.crowds(now_ns):
+        if self._plan.crowds(now_ns, line):
             raise refusals.real_time_first(line)
         work_ns = (line.batch_count + count) * line.batch_ns // line.pace.size
         if work_ns > BATCH_BACKLOG_SHARE * budget_ns * line.worker_count:
@@ -193,7 +193,6 @@ class Admission:
         active = [
             line for line in self._lines if line.serving and line.profile is not None and line.pace.is_active(now_ns)
         ]
-        weights = sum(line.weight for line in active)
         demands = {line.index: line.pace.demand_ns(line.profile, now_ns) for line in active if line.profile is not None}
         for line in self._lines:
             profile = line.profile
@@ -203,14 +202,17 @@ class Admission:
             for worker in self._workers:
                 if line.index in worker.profiles:
                     worker.profiles[line.index].refresh(now_ns, line.pace.inflation)
-            others = [other for other in active if other is not line]
-            share = line.weight / weights if line in active else 1.0
+            # Whoever has workers of its own takes nothing from the others.
+            rivals = [other for other in self._plan.company(line) if other in active]
+            others = [other for other in rivals if other is not line]
+            weights = sum(other.weight for other in rivals)
+            share = line.weight / weights if line in rivals else 1.0
             room_ns = line.worker_count * line.deadline_ns
             taken_ns = sum(min(demands[other.index], other.weight / weights * room_ns) for other in others)
             size = line.pace.plan(
                 profile,
                 share=share,
-                active_count=len(active),
+                active_count=len(rivals),
                 taken_ns=int(taken_ns),
                 longest_ns=max((other.batch_ns for other in others), default=0),
                 worker_count=line.worker_count,
@@ -224,10 +226,10 @@ class Admission:
         before = line.pace.size
         if size == before:
             return
-        slack_ns = self._plan.slack_ns(now_ns) if line.dues else 0
+        slack_ns = self._plan.slack_ns(now_ns, line) if line.dues else 0
         line.pace.size = size
         self._plan.changed()
-        if line.dues and self._plan.slack_ns(now_ns) < min(0, slack_ns):
+        if line.dues and self._plan.slack_ns(now_ns, line) < min(0, slack_ns):
             line.pace.size = before
             self._plan.changed()
 

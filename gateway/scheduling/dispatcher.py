@@ -133,7 +133,7 @@ class Dispatcher:
                 self._wake(placement.staging_from_ns(worker))
                 continue
             if isinstance(decision, int):
-                decision = self._wait(decision, now_ns)
+                decision = self._wait(line, decision, now_ns)
             if decision is not None:
                 head = line.ready.peek() or line.ready_batch.peek()
                 assert head is not None
@@ -171,7 +171,7 @@ class Dispatcher:
             line.forget(ticket)
         free_at_ns, worker.free_at_ns = worker.free_at_ns, end_ns
         self._plan.changed()
-        kept = self._plan.slack_ns(now_ns) >= 0 and not (filled and self._plan.crowds(now_ns))
+        kept = self._plan.slack_ns(now_ns, line) >= 0 and not (filled and self._plan.crowds(now_ns, line))
         worker.free_at_ns = free_at_ns
         self._plan.changed()
         for ticket in tickets:
@@ -189,7 +189,7 @@ class Dispatcher:
 
     def _run_anyway(self, worker: WorkerState, choices: list[Choice], start_ns: int, now_ns: int) -> RunBatch | None:
         """No batch keeps every promise: hold it back while that may help, else run what is due first."""
-        slack_ns = self._plan.slack_ns(now_ns)
+        slack_ns = self._plan.slack_ns(now_ns, choices[0][1])
         if slack_ns > 0:
             self._wake(now_ns + min(slack_ns, HOLD_NS))
             return None
@@ -201,9 +201,9 @@ class Dispatcher:
             return None
         return self._send(worker, line, tickets, size, seal, start_ns, now_ns)
 
-    def _wait(self, until_ns: int, now_ns: int) -> Seal | None:
+    def _wait(self, line: Line, until_ns: int, now_ns: int) -> Seal | None:
         """None: a window stays open, until then or until a promise could not be kept any more; the timer is set."""
-        slack_ns = self._plan.slack_ns(now_ns) - 2 * batcher.TIMER_NS
+        slack_ns = self._plan.slack_ns(now_ns, line) - 2 * batcher.TIMER_NS
         if slack_ns <= 0:
             return Seal.DEADLINE
         self._wake(min(until_ns, now_ns + slack_ns))

@@ -32,6 +32,10 @@ FEW = 0.5
 """Where fewer real-time images come within a deadline, no room is kept free for them."""
 
 
+_BY_DUE = operator.itemgetter(0, 1)
+"""Of chunks; those of one model that are due together stay as they were cut, whole ones first."""
+
+
 class _Starts:
     """When the coming batches of one line start and end, were it alone; kept until a worker or the size changes."""
 
@@ -110,9 +114,12 @@ class Plan:
         """
         if len(line.dues) < FEW_BATCHES * line.pace.size and self._has_room(line, due_ns, count, max(ready_ns, now_ns)):
             return 0
-        for other in self._lines:
-            if other.dues and other is not line:
-                return self._together_ns(now_ns, line, due_ns, count, ready_ns)
+        for waiting in self._lines:
+            if waiting.dues and waiting is not line:
+                company = self.company(line)
+                if any(other.dues and other is not line for other in company):
+                    return self._together_ns(now_ns, company, line, due_ns, count, ready_ns)
+                break
         return self._alone_ns(line, due_ns, count, ready_ns, now_ns, growing=growing)
 
     def _has_room(self, line: Line, due_ns: int, count: int, now_ns: int) -> bool:
@@ -120,7 +127,7 @@ class Plan:
         of the plan, and is all that is needed while there is time enough.
         """
         for worker in self._workers:
-            if worker.ready:
+            if worker.ready and line.index in worker.profiles:
                 break
         else:
             return False
@@ -138,24 +145,44 @@ class Plan:
             end_ns += -(-waiting // other.pace.size) * other.batch_ns
         return end_ns <= due_ns
 
-    def slack_ns(self, now_ns: int) -> int:
-        """How much later everything could start with no promise broken; negative: how late the worst one will be."""
-        return -self._together_ns(now_ns)
+    def company(self, line: Line) -> list[Line]:
+        """The lines, itself among them, that share workers, or share them with one that does: whatever is promised to
+        one of them can be in the way of the others. What becomes of any other line is nothing to them.
+        """
+        members = {line.index}
+        grown = len(self._lines) > 1
+        while grown:
+            grown = False
+            for worker in self._workers:
+                models = worker.profiles.keys()
+                if not models <= members and not members.isdisjoint(models):
+                    members |= models
+                    grown = len(members) < len(self._lines)
+        return [other for other in self._lines if other.index in members]
 
-    def crowds(self, now_ns: int) -> bool:
-        """Whether real-time images that come as they lately did would find no room: the batch class has too much.
+    def slack_ns(self, now_ns: int, line: Line) -> int:
+        """How much later everything in the line's company could start with no promise broken; negative: how late the
+        worst one will be.
+        """
+        return -self._together_ns(now_ns, self.company(line))
+
+    def crowds(self, now_ns: int, line: Line) -> bool:
+        """Whether real-time images that come as they lately did would find no room: the batch class of the line, and
+        of its company, has too much.
 
         The k-th worker to be free takes the k-th batch of them, whose first image comes when the k before are full.
         """
-        for line in self._lines:
-            rate = line.pace.rate(now_ns)
-            if not line.serving or rate * line.deadline_ns < FEW:
+        for other in self.company(line):
+            rate = other.pace.rate(now_ns)
+            if not other.serving or rate * other.deadline_ns < FEW:
                 continue
-            able = [w for w in self._workers if w.is_expected and line.index in w.profiles]
-            budget_ns = line.deadline_ns - line.pace.margin_ns(line.deadline_ns)
-            waits = sorted((max(0, w.expected_free_ns(now_ns) - now_ns), w.profiles[line.index].by_count) for w in able)
+            able = [w for w in self._workers if w.is_expected and other.index in w.profiles]
+            budget_ns = other.deadline_ns - other.pace.margin_ns(other.deadline_ns)
+            waits = sorted(
+                (max(0, w.expected_free_ns(now_ns) - now_ns), w.profiles[other.index].by_count) for w in able
+            )
             for place, (wait_ns, by_count) in enumerate(waits):
-                grown = min(line.pace.size, 1 + int(rate * wait_ns))
+                grown = min(other.pace.size, 1 + int(rate * wait_ns))
                 if wait_ns + by_count[grown] > place * grown / rate + budget_ns:
                     return True
         return False
@@ -214,11 +241,17 @@ class Plan:
         return starts
 
     def _together_ns(
-        self, now_ns: int, line: Line | None = None, due_ns: int = 0, count: int = 0, ready_ns: int = 0
+        self,
+        now_ns: int,
+        lines: Iterable[Line],
+        line: Line | None = None,
+        due_ns: int = 0,
+        count: int = 0,
+        ready_ns: int = 0,
     ) -> int:
-        """`lateness_ns` with every line's batches in one order of their first images' due times."""
+        """`lateness_ns` with the batches of all these lines in one order of their first images' due times."""
         chunks: list[tuple[int, int, int, bool]] = []
-        for other in self._lines:
+        for other in lines:
             dues, size = other.dues, other.pace.size
             place = more = 0
             if other is line:
@@ -232,7 +265,7 @@ class Plan:
                     head_ns = dues[head] if head < place else due_ns if head < place + more else dues[head - more]
                     fresh = head < place + more and head + held > place
                     chunks.append((head_ns, other.index, held, fresh))
-        chunks.sort()
+        chunks.sort(key=_BY_DUE)
         return self._lateness_of(chunks, ready_ns, now_ns)
 
     def _lateness_of(self, chunks: list[tuple[int, int, int, bool]], ready_ns: int, now_ns: int) -> int:

@@ -121,6 +121,17 @@ def naive(
     return found
 
 
+def companions(line: Line, all_lines: list[Line], workers: list[WorkerState]) -> list[Line]:
+    """The lines that can be reached from this one by workers that have both; found one step after the other."""
+    found = [line]
+    for known in found:
+        for each in all_lines:
+            meets = any(known.index in one.profiles and each.index in one.profiles for one in workers)
+            if meets and each not in found:
+                found.append(each)
+    return sorted(found, key=lambda each: each.index)
+
+
 def worst(found: list[tuple[int, bool]], *, from_newcomers: bool = False) -> int:
     return max((late_ns for late_ns, seen in found if seen or not from_newcomers), default=-NEVER_NS)
 
@@ -128,16 +139,22 @@ def worst(found: list[tuple[int, bool]], *, from_newcomers: bool = False) -> int
 @quick
 @given(floors(models=3, alike=False))
 def test_slack_is_what_the_naive_plan_has(floor):
-    assert -Plan(*floor).slack_ns(NOW) == worst(naive(*floor, NOW))
+    all_lines, workers = floor
+    for each in all_lines:
+        company = companions(each, all_lines, workers)
+        assert Plan(*floor).company(each) == company
+        assert -Plan(*floor).slack_ns(NOW, each) == worst(naive(company, workers, NOW))
 
 
 @quick
 @given(floors(models=2, alike=False), soon, counts, soon)
 def test_models_together_are_planned_naively(floor, due_ms: int, count: int, ready_ms: int):
-    new = Newcomers(floor[0][0], NOW + due_ms * MS, count, NOW + ready_ms * MS)
+    all_lines, workers = floor
+    new = Newcomers(all_lines[0], NOW + due_ms * MS, count, NOW + ready_ms * MS)
 
-    planned_ns = Plan(*floor)._together_ns(NOW, new.line, new.due_ns, new.count, new.ready_ns)
-    assert planned_ns == worst(naive(*floor, NOW, new))
+    for company in (all_lines, companions(new.line, all_lines, workers)):
+        planned_ns = Plan(*floor)._together_ns(NOW, company, new.line, new.due_ns, new.count, new.ready_ns)
+        assert planned_ns == worst(naive(company, workers, NOW, new))
 
 
 @quick

@@ -302,7 +302,7 @@ def promises_are_not_looked_at_again(patch):
 def other_models_do_not_count(patch):
     patch.setattr(Plan, "_has_room", lambda *_: False)
     patch.setattr(
-        Plan, "_together_ns", lambda self, now_ns, line, *rest: self._alone_ns(line, *rest, now_ns, growing=True)
+        Plan, "_together_ns", lambda self, now_ns, _, line, *rest: self._alone_ns(line, *rest, now_ns, growing=True)
     )
     patch.setattr(Plan, "slack_ns", lambda *_: 1)
 

@@ -56,6 +56,16 @@ def test_shares_go_by_weight():
     assert [each.pace.quota for each in core.lines] == [6, 2]  # 3/4 and 1/4 of 88.8 ms
 
 
+def test_models_on_workers_of_their_own_share_nothing():
+    core = Core(line(0, deadline_ns=100 * MS, **ROOM), line(1, deadline_ns=100 * MS, **ROOM), workers=2, points=ONE)
+    for each, worker in zip(core.lines, core.s.workers, strict=True):
+        each.pace.offered(1000, NOW)
+        worker.profiles = {each.index: worker.profiles[each.index]}
+    core.s._admission.review(NOW)
+
+    assert [each.pace.quota for each in core.lines] == [NO_QUOTA, NO_QUOTA]
+
+
 def test_a_size_is_not_changed_where_that_breaks_a_promise():
     core = Core(line(**ROOM), points=((1, 10 * MS), (4, 10 * MS)))
     assert core.lines[0].pace.size == 4

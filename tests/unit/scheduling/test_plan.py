@@ -32,8 +32,11 @@ class Floor:
         due_ns, ready_ns = NOW + int(due_ms * MS), NOW + int(ready_ms * MS)
         return self.plan.lateness_ns(self.lines[model], due_ns, count, ready_ns, now_ns) / MS
 
+    def crowds(self) -> bool:
+        return self.plan.crowds(NOW, self.lines[0])
+
     def slack_ms(self, at_ms: float = 0) -> float:
-        return self.plan.slack_ns(NOW + int(at_ms * MS)) / MS
+        return self.plan.slack_ns(NOW + int(at_ms * MS), self.lines[0]) / MS
 
 
 # One model
@@ -160,7 +163,28 @@ def test_a_worker_without_the_model_runs_none_of_its_batches():
     floor.workers[0].profiles = {1: SLOPE}
 
     assert floor.late_ms(11, 2) == 9
-    assert floor.late_ms(11, 1) == -1
+    assert floor.late_ms(11, 1) == 0
+
+
+def test_a_model_whose_only_worker_is_not_coming_back_takes_nobody_s_room():
+    floor = Floor(0, 0, models=2).waits(20, model=1).waits(20, model=0)
+    floor.workers[1].profiles = {0: SLOPE}
+    floor.workers[0].ready = floor.workers[0].was_ready = False
+    assert not floor.workers[0].is_expected
+
+    assert floor.late_ms(20, model=0) == 0, "behind the one that waits"
+    assert floor.late_ms(90, model=1) == NEVER_NS / MS
+
+
+def test_what_is_late_on_other_workers_is_nobody_else_s_business():
+    floor = Floor(0, 90, models=2).waits(50, 50, 50, model=1)
+    floor.workers[0].profiles = {0: SLOPE}
+    floor.workers[1].profiles = {1: SLOPE}
+    floor.waits(20, 20)
+
+    assert floor.late_ms(20) == 10, "behind the two that wait"
+    assert floor.slack_ms() == 0
+    assert floor.late_ms(30) == 0
 
 
 # As time goes on
@@ -321,7 +345,7 @@ def test_a_small_batch_is_not_taken_for_quicker_than_it_is():
 
 
 def test_without_promises_there_is_slack_without_end():
-    assert Floor(0).plan.slack_ns(NOW) == NEVER_NS
+    assert Floor(0).slack_ms() == NEVER_NS / MS
 
 
 def test_slack_is_the_least_that_any_batch_has():
@@ -345,30 +369,30 @@ def asked(floor: Floor, count: int, model: int = 0) -> Floor:
 @pytest.mark.parametrize(("count", "crowded"), [(0, False), (1, True)])
 def test_room_is_kept_for_real_time_images_that_come_lately(count: int, crowded: bool):  # noqa: FBT001
     # A second of deadline, of which a tenth is kept back; the worker is taken for all but 9 ms of the rest.
-    assert asked(Floor(891), count).plan.crowds(NOW) is crowded
+    assert asked(Floor(891), count).crowds() is crowded
 
 
 def test_a_batch_of_those_that_come_may_have_grown_until_a_worker_is_free():
-    assert not asked(Floor(884, size=4), 1).plan.crowds(NOW)
-    assert asked(Floor(885, size=4), 1).plan.crowds(NOW)
+    assert not asked(Floor(884, size=4), 1).crowds()
+    assert asked(Floor(885, size=4), 1).crowds()
 
 
 def test_the_next_worker_takes_those_that_come_when_a_batch_is_full():
     # 50 a second: the second image comes 20 ms after the first.
-    assert not asked(Floor(0, 910), 1).plan.crowds(NOW)
-    assert asked(Floor(0, 911), 1).plan.crowds(NOW)
+    assert not asked(Floor(0, 910), 1).crowds()
+    assert asked(Floor(0, 911), 1).crowds()
 
 
 def test_a_model_that_no_worker_has_is_not_waited_for():
     floor = asked(Floor(895, models=2), 1, model=1)
-    assert floor.plan.crowds(NOW)
+    assert floor.crowds()
 
     floor.workers[0].profiles = {0: SLOPE}
-    assert not floor.plan.crowds(NOW)
+    assert not floor.crowds()
 
 
 def test_a_model_that_is_not_served_is_not_waited_for():
     floor = asked(Floor(895), 1)
     floor.lines[0].serving = False
 
-    assert not floor.plan.crowds(NOW)
+    assert not floor.crowds()
