@@ -33,6 +33,7 @@ class Served:
         document = {
             "request_id": self.id,
             "version": 1,
+            "detail": "why",
             "timing_ms": {"total": 5.0},
             "prediction": [{"index": self.digest}],
         } | changes
