@@ -165,7 +165,8 @@ def _resident_kib(pid: int) -> float:
 
 async def neighbours(lab: Lab, count: int) -> None:
     """One model crashes whenever it is up, on a device of its own; the other's goodput with it over that without."""
-    settings = {**PATIENT, "decoders": 2, "devices": "cpu,cuda:0"}
+    # The policy is part of what protects the neighbour: five restarts, but of any ten seconds instead of sixty.
+    settings = {"restarts_window_s": 10, "decoders": 2, "devices": "cpu,cuda:0"}
     model = {"fake": {"base_ms": 5.0}, "limits": {"deadline_ms": 300.0}, "residency": {"devices": ["cpu"]}}
     loop = {"fake": {"base_ms": 5.0, "kill_pixel": [1, 2, 3]}, "residency": {"devices": ["cuda:0"]}}
     name = "model in a crash loop, another one beside it"
