@@ -104,7 +104,7 @@ class Lab:
                 seed = self.seed * 1000 + self._count
                 options = {"deadline_ms": deadline_ms, "class_counts": class_counts}
                 trial = Trial(self, name, running, folder, seed, rate, options)
-                await trial.begin()
+                await trial.begin(_children(settings or {}))
                 try:
                     try:
                         yield trial
@@ -130,6 +130,11 @@ class Lab:
             self._logs.mkdir(exist_ok=True)
             shutil.copy(trial.target.log, self._logs / f"faults-{self._count}.log")
             trial.row.problems.append(f"(its log is faults-{self._count}.log)")
+
+
+def _children(settings: Mapping[str, object]) -> int:
+    """How many children a gateway with these settings has."""
+    return int(str(settings.get("decoders", 2))) + len(str(settings.get("devices", "cpu")).split(","))
 
 
 class Trial:
@@ -208,14 +213,18 @@ class Trial:
         self.row.faults += 1
         self.lab.told(f"{self.row.name}: {self.row.faults}")
 
-    async def begin(self) -> None:
-        """Warm the gateway up, take its measure, and start the load."""
+    async def begin(self, children: int) -> None:
+        """Warm the gateway up, take its measure once it has so many children, and start the load."""
         warm = self.another("warm", rate=0, fresh_share=0.0)
         warm.start()
         for _ in range(2):
             await asyncio.gather(*(warm.ask() for _ in range(WARM_COUNT // 2)))
         await warm.finish()
         self.row.problems += await checker.settled(self.target)
+        # A gateway that is ready may still miss some of them: one worker and one decoder are enough.
+        await self.target.wait(
+            "all its children", lambda: len(self.target.up("worker") + self.target.up("decoder")) >= children
+        )
         looks = []
         for _ in range(20):
             looks.append(checker.look(self.target.pid))
