@@ -29,10 +29,10 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def slow(tmp_path_factory):
-    """`m`: one image at a time, each 0.2 s, and four may wait. `long`: as `m`, but its deadline is its own time."""
+    """`m`: one image at a time, each 0.4 s, and four may wait. `wide`: 0.2 s, and many may wait."""
     root = tmp_path_factory.mktemp("slow")
     one = {"batching": {"sizes": [1]}}
-    write_model(root, "m", **one, fake={"base_ms": 200.0}, limits={"queue_max": 4})
+    write_model(root, "m", **one, fake={"base_ms": 400.0}, limits={"queue_max": 4})
     write_model(root, "wide", **one, fake={"base_ms": 200.0})
     with gateway(root, bodies_size_max=2 << 20, body_size_max=1 << 20, body_timeout_s=1.0, body_rate_grace_s=0.3) as it:
         yield it

@@ -264,6 +264,7 @@ def test_progress_is_told(root, state):
         write_model(root, "b", fake={"load_ms": 700.0})
         begun = running.tell("load", "b")
         assert begun["state"] in {"queued", "running"}
+        wait_until(lambda: "versions" in running.tell("model", "b"), "its files were read")
         wait_until(lambda: running.version("b")["state"] == "loading", "it is being loaded")
         assert running.predict(png(1), "b").status in {404, 503}
         assert running.tell("wait", begun["id"])["share"] == 1.0

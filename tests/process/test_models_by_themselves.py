@@ -261,5 +261,5 @@ def test_without_room_for_two_the_successor_comes_after_the_old_worker(root, sta
         askers.wait_more()
         lives = [(event["event"], event["pid"]) for event in running.events() if event.get("role") == "worker"]
         (first, second) = dict.fromkeys(pid for _, pid in lives)
-        assert lives.index(("child_died", first)) < lives.index(("child_started", second))
+        assert lives.index(("child_ended", first)) < lives.index(("child_started", second))
     askers.assert_all_ok(CLASS_COUNT)
