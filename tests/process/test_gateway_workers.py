@@ -31,10 +31,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    """`m` takes 0.15 s a batch of up to 4."""
+    """`m` takes 0.15 s a batch of up to 4. The tests kill more workers within a minute than would be started again."""
     root = tmp_path_factory.mktemp("workers")
     write_model(root, batching={"sizes": [1, 4]}, fake={"base_ms": 150.0})
-    with gateway(root) as running:
+    with gateway(root, restarts_max=1000) as running:
         yield running
         running.wait_ready()
         running.wait_idle()
