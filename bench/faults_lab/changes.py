@@ -140,6 +140,8 @@ async def cycles(lab: Lab, count: int) -> None:
             done = await _operate_well(trial, "DELETE", f"/admin/models/big?wait={WAIT_S}")
             trial.struck(begun_s)
             lab.figures["given_back_share"].append(float(done.get("given_back_share", 0.0)))
+            # As whoever watches a gateway does: it keeps up to 8,192 observations from one scrape to the next.
+            await trial.target.metrics()
             lab.figures["cycle_memory_kib"].append(_resident_kib(trial.target.pid))
         await asker.finish()
     lab.figures["cycle_failures"].append(trial.ledger.failures())
