@@ -5,6 +5,7 @@ A front is an `Edge` that answers; it knows what it serves. The edge knows none 
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import itertools
 import re
@@ -43,7 +44,7 @@ DRAIN_POLL_S = 0.02
 """How often a drain looks who is there."""
 
 
-class Edge:
+class Edge(abc.ABC):
     """One listener with its connections; a subclass answers. `refusals`: what refusals are counted in, by code.
 
     `start` opens it, `drain` closes it and serves who is there, `close` ends what is left.
@@ -77,9 +78,9 @@ class Edge:
         """Open connections."""
         return len(self._server.accepted)
 
+    @abc.abstractmethod
     async def answer(self, request: web.BaseRequest, request_id: str, received_ns: int) -> Reply:
         """The answer to one request, whose headers came at `received_ns`. Raises Refusal."""
-        raise NotImplementedError
 
     # -- life ----------------------------------------------------------------------------------------------------
 
