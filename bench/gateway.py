@@ -153,12 +153,12 @@ class _uploads:  # noqa: N801 - reads as a function
 
 def bare_efficientnet(directory: Path, body: bytes, size: int, threads: int, seconds: float) -> float:
     """Images/s of one process: decode `size` images, run the model on them, again."""
-    from gpuworker.backend import open_backend  # noqa: PLC0415 - imports ONNX Runtime
+    from gpuworker.backend import Setup, open_backend  # noqa: PLC0415 - imports ONNX Runtime
     from gpuworker.device import parse  # noqa: PLC0415
 
     contract = read_version(directory).contract
-    backend = open_backend(contract, directory, parse("cpu"), threads)
-    backend.load()
+    backend = open_backend(contract, directory, Setup(parse("cpu"), threads))
+    backend.load(lambda *_: None)
     backend.warmup(size)
     recipe, scratch = Recipe(contract), Scratch()
     slot = np.zeros(contract.input.shape, np.uint8)

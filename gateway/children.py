@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gateway import errors, logs
+from gateway.memory import device_grant
 from gateway.scheduling import refusals
 from gateway.scheduling.ticket import Role
 from shm import wire
@@ -107,6 +108,7 @@ class Children:
         self._attached: dict[int, dict[int, int]] = {}
         """Of each decoder, by its index: the models that it has mapped, and the bytes of their slots."""
         self._thread_count = settings.worker_thread_count()
+        self._device_grant = device_grant(settings)
         self._limits = Limits(
             cpu_ns_max=int(settings.decode_cpu_ms_max * 1e6),
             address_space_size_max=settings.decoder_memory_size_max,
@@ -185,6 +187,7 @@ class Children:
                 models=worker.models,
                 device=self.devices[worker.seat],
                 thread_count=self._thread_count,
+                device_grant=self._device_grant,
                 profiles={
                     model: self.states[model].measured[worker.seat]
                     for model in worker.models

@@ -72,6 +72,22 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     worker_threads: Annotated[
         int, noted("threads", "Threads of a worker's engine on the CPU; 0: one per core.", ge=0, le=1024)
     ] = 0
+    engine_dir: Annotated[
+        str,
+        noted(
+            "", "Folder of built TensorRT engines; '': penstock/engines in the user's cache folder.", max_length=4096
+        ),
+    ] = ""
+    engines_size_max: Annotated[
+        int, noted("bytes", "Built engines that are kept; those that were used longest ago go.", ge=GIB, le=1 << 50)
+    ] = 32 * GIB
+    engine_build_timeout_s: Annotated[
+        float,
+        noted("s", "Time that building an engine may take, on top of child_start_timeout_s.", gt=0, le=86_400),
+    ] = 1800.0
+    foreign_engines: Annotated[
+        bool, noted("", "Run engines that were built elsewhere (model.plan): they are native code.")
+    ] = False
     child_start_timeout_s: Annotated[
         float,
         noted("s", "Time a child has to be ready, with every model warm, else it is killed.", gt=0, le=3600),

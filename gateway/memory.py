@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gateway import paths
 from shm import layout, views, wire
-from shm.heritage import Grant, Heritage, Limits, ModelGrant
+from shm.heritage import DeviceGrant, Grant, Heritage, Limits, ModelGrant
 from shm.segment import Segment
 
 if TYPE_CHECKING:
@@ -24,9 +25,22 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gateway.config import Settings
     from gateway.models.repository import ModelVersion
     from gateway.models.spec import Contract
     from shm.wire import ProfilePoint
+
+
+_NO_GRANT = DeviceGrant()
+
+
+def device_grant(settings: Settings) -> DeviceGrant:
+    """What the settings let a worker on a GPU use."""
+    return DeviceGrant(
+        memory_size_max=settings.device_memory_size_max,
+        engine_dir=paths.engine_dir(settings),
+        foreign_engines=settings.foreign_engines,
+    )
 
 
 def slot_count(contract: Contract, *, worker_count: int, decoder_count: int, frame_count_max: int) -> int:
@@ -140,6 +154,7 @@ class Memory:
         models: Iterable[int],
         device: str,
         thread_count: int,
+        device_grant: DeviceGrant = _NO_GRANT,
         profiles: Mapping[int, Sequence[ProfilePoint]] = MappingProxyType({}),
     ) -> Heritage:
         """What a worker inherits that is to serve `models`, by line index; so are `profiles`, measured there before."""
@@ -153,6 +168,7 @@ class Memory:
             ],
             device=device,
             thread_count=thread_count,
+            device_grant=device_grant,
         )
 
     @staticmethod

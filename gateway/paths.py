@@ -61,6 +61,20 @@ def state_dir(settings: Settings) -> Path:
         raise InvalidSettings("this user has no home folder to keep state in; set state_dir") from None
 
 
+def engine_dir(settings: Settings) -> str:
+    """The folder for built engines, which the worker that builds one makes; '' for a user without a home folder."""
+    if settings.engine_dir:
+        return settings.engine_dir
+    given = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
+    if given:
+        return str(Path(given) / "engines")
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return str((Path(base) if base else Path.home() / ".cache") / "penstock" / "engines")
+    except RuntimeError:
+        return ""
+
+
 def admin_socket(settings: Settings, port: int | None = None) -> Path | None:
     """The admin front's socket; None when it is off. `port`: the one that is listened on, if not that of the settings.
 

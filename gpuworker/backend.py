@@ -4,16 +4,20 @@ One backend is one model on one device. Its life::
 
     load ──▶ warmup(size), once for every size ──▶ { fill staging(size), run(size, count) } … ──▶ close
 
-The buffers are the backend's own, so that one on a GPU can make them pinned, and can hand out another staging buffer
-while the last is still being copied. What `run` returns is valid until the next `run`.
+The buffers are the backend's own, so that one on a GPU can make them pinned. What `run` returns is valid until the next
+`run`. A backend whose device works by itself is `Overlapping`: it takes a second batch while the first is computed::
+
+    { fill staging(size), start(size, count) } … ──▶ finish, once for each, in order; at most `depth` between them
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gateway.errors import InvalidModel
+from shm.heritage import DeviceGrant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,8 +64,8 @@ class Backend(Protocol):
     def ranked_class_count(self) -> int:
         """Classes that `run` ranks by itself (top-k on the device), giving "index" and "probability"; else 0."""
 
-    def load(self) -> None:
-        """Open the model. Raises InvalidModel."""
+    def load(self, report: Report) -> None:
+        """Open the model; say how far it is where that takes long. Raises InvalidModel."""
 
     def warmup(self, size: int) -> None:
         """Run `size` rows once and make what later runs of that size reuse. Raises InvalidModel."""
@@ -88,31 +92,69 @@ class Backend(Protocol):
         """Let go of the model. Memory of a GPU comes back only when the process ends."""
 
 
+class Overlapping(Backend, Protocol):
+    """A backend that takes a batch while it computes another one.
+
+    `start` is called by one thread, the one that loaded it; `finish` by another one.
+    """
+
+    depth: int
+    """Batches that may be started and not yet finished."""
+
+    def start(self, size: int, count: int) -> None:
+        """Begin to run what `staging(size)` was filled with, behind what was started before; do not wait for it.
+
+        Raises as `run` does; then nothing was started, and `finish` knows nothing of it.
+        """
+
+    def finish(self) -> Outputs:
+        """Wait for the oldest batch that was started. Valid until `depth` more were started. Raises as `run` does."""
+
+
+Report = Callable[[str, float], None]
+"""(stage in one word, share of it that is done, 0 to 1)"""
+
+
+class Setup(NamedTuple):
+    """What a worker has to run models with."""
+
+    device: Device
+    thread_count: int
+    """Threads that an engine may use on the CPU."""
+    grant: DeviceGrant = DeviceGrant()
+
+
 class Engine(Protocol):
     """How a backend is made; nothing is opened yet."""
 
-    def __call__(self, contract: Contract, directory: Path, device: Device, thread_count: int) -> Backend:
+    def __call__(self, contract: Contract, directory: Path, setup: Setup) -> Backend:
         """Make it."""
 
 
 ENGINES = {
-    "onnxruntime": ("gpuworker.onnxruntime_backend", "OnnxRuntimeBackend"),
-    "fake": ("gpuworker.fake_backend", "FakeBackend"),
+    ("onnxruntime", "cpu"): ("gpuworker.onnxruntime_backend", "OnnxRuntimeBackend"),
+    ("onnxruntime", "cuda"): ("gpuworker.gpu.onnxruntime_cuda", "OnnxRuntimeCudaBackend"),
+    ("tensorrt", "cuda"): ("gpuworker.gpu.tensorrt_backend", "TensorRtBackend"),
+    ("fake", "cpu"): ("gpuworker.fake_backend", "FakeBackend"),
+    ("fake", "cuda"): ("gpuworker.fake_backend", "FakeBackend"),
 }
-"""`backend` of model.toml → module and class."""
+"""`backend` of model.toml and the kind of device → module and class."""
 
 
-def open_backend(contract: Contract, directory: Path, device: Device, thread_count: int) -> Backend:
-    """Make the backend that the contract names. Raises InvalidModel when it is not built in or not installed."""
-    return import_engine(contract, device)(contract, directory, device, thread_count)
+def open_backend(contract: Contract, directory: Path, setup: Setup) -> Backend:
+    """Make the backend that the contract names. Raises InvalidModel when it is not for this device or not installed."""
+    return import_engine(contract, setup.device)(contract, directory, setup)
 
 
 def import_engine(contract: Contract, device: Device) -> Engine:
     """Import what the contract names; only the first time takes time and memory. Raises InvalidModel."""
-    found = ENGINES.get(contract.backend)
+    found = ENGINES.get((contract.backend, device.kind))
     if found is None:
-        known = ", ".join(f"'{name}'" for name in ENGINES)
-        raise InvalidModel(f"backend = '{contract.backend}' is not part of this version; it has {known}")
+        kinds = " and ".join(kind for backend, kind in ENGINES if backend == contract.backend)
+        raise InvalidModel(
+            f"backend = '{contract.backend}' runs on {kinds}, and the worker is for {device}; start the server with"
+            " --device cuda:0, or set residency.devices"
+        )
     module, name = found
     try:
         engine: Engine = getattr(importlib.import_module(module), name)
@@ -120,6 +162,7 @@ def import_engine(contract: Contract, device: Device) -> Engine:
         extra = "cpu" if device.kind == "cpu" else "gpu"
         missing = error.name or "a library"
         raise InvalidModel(
-            f"backend = '{contract.backend}' needs {missing}, which does not import here; install penstock[{extra}]"
+            f"backend = '{contract.backend}' needs {missing}, which does not import here; install penstock[{extra}],"
+            " and see `penstock doctor`"
         ) from error
     return engine

@@ -4,37 +4,48 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 _SMAPS_ROLLUP = Path("/proc/self/smaps_rollup")
 _PRIVATE = re.compile(r"^Private_\w+: *(\d+) kB$", re.MULTILINE)
 
-_DEVICE = re.compile(r"cpu|cuda:(\d{1,3})")
+_DEVICE = re.compile(r"cpu|cuda:(\d{1,3}|(?:GPU|MIG)-[0-9A-Za-z/-]+)")
 
 
 class Device(NamedTuple):
-    """A place to run models. `ordinal` counts the GPUs; 0 for the CPU."""
+    """A place to run models. `which`: of the GPUs, an index in the order of the bus, or a UUID; empty for the CPU."""
 
     kind: Literal["cpu", "cuda"]
-    ordinal: int
+    which: str = ""
 
     def __str__(self) -> str:
-        return "cpu" if self.kind == "cpu" else f"cuda:{self.ordinal}"
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.which}"
+
+    def hide_others(self) -> None:
+        """Let this process see no other GPU. Before CUDA is loaded: a context costs memory and time for each in sight.
+
+        Source: CUDA's environment variables.
+        """
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        os.environ["CUDA_VISIBLE_DEVICES"] = self.which
 
 
 def parse(text: str) -> Device:
-    """Read "cpu" or "cuda:N". Raises ValueError."""
+    """Read "cpu", "cuda:N", "cuda:GPU-UUID" or "cuda:MIG-UUID". Raises ValueError."""
     found = _DEVICE.fullmatch(text)
     if found is None:
-        raise ValueError(f"'{text}' is no device; there are cpu and cuda:N")
-    return Device("cpu", 0) if found[1] is None else Device("cuda", int(found[1]))
+        raise ValueError(f"'{text}' is no device; there are cpu, cuda:N, cuda:GPU-UUID and cuda:MIG-UUID")
+    return Device("cpu") if found[1] is None else Device("cuda", found[1])
 
 
 def label(device: Device, thread_count: int) -> str:
-    """Say what the device is, e.g. "AMD EPYC, 2 threads"."""
+    """Say what the device is, e.g. "AMD EPYC, 2 threads" or "NVIDIA H200, 141 GiB"; its name if nothing opened it."""
     if device.kind != "cpu":
-        return str(device)
+        card = sys.modules.get("gpuworker.gpu.card")
+        properties = card.Card.properties_if_open() if card is not None else None
+        return str(device) if properties is None else str(properties.label)
     threads = f"{thread_count} thread{'' if thread_count == 1 else 's'}"
     return f"{_processor_name()}, {threads}"
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gateway.models.spec import Contract
-    from gpuworker.device import Device
+    from gpuworker.backend import Report, Setup
 
 _NS_PER_MS = 1_000_000
 
@@ -50,8 +50,8 @@ class FakeBackend:
 
     provider = "fake"
 
-    def __init__(self, contract: Contract, directory: Path, device: Device, thread_count: int) -> None:
-        del directory, device, thread_count
+    def __init__(self, contract: Contract, directory: Path, setup: Setup) -> None:
+        del directory, setup
         assert contract.fake is not None, "the contract checks that [fake] is there"
         self._fake = contract.fake
         self._input = contract.input
@@ -79,11 +79,12 @@ class FakeBackend:
             self.fields = [Field("digest", "uint32", (1,))]
             self._arrays = {"digest": np.zeros((batch_max, 1), np.uint32)}
 
-    def load(self) -> None:
+    def load(self, report: Report) -> None:
         """End as the contract says. Special pixels that would fire on warm-up, which runs on black, are refused.
 
         Raises InvalidModel, MemoryError.
         """
+        report("session", 0.0)
         for name in _PIXELS:
             if getattr(self._fake, f"{name}_pixel") == _BLACK:
                 raise InvalidModel(

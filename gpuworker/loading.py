@@ -22,8 +22,7 @@ from shm.wire import Loaded, LoadFailed, Loading
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuworker.backend import Backend
-    from gpuworker.device import Device
+    from gpuworker.backend import Backend, Setup
     from shm.heritage import ModelGrant
     from shm.segment import Segment
 
@@ -39,9 +38,7 @@ class _Slots(NamedTuple):
     slot_count: int
 
 
-def load(
-    grant: ModelGrant, device: Device, thread_count: int, send: Callable[[Loading | Loaded | LoadFailed], None]
-) -> Model | None:
+def load(grant: ModelGrant, setup: Setup, send: Callable[[Loading | Loaded | LoadFailed], None]) -> Model | None:
     """Load one model, warm and measure it, and send Loaded; or send LoadFailed and return None.
 
     Raises:
@@ -59,9 +56,9 @@ def load(
     backend: Backend | None = None
     try:
         failpoints.hit("worker.before_load")
-        import_engine(contract, device)
+        import_engine(contract, setup.device)
         before_size = devices.memory_size()
-        backend = open_backend(contract, Path(grant.directory), device, thread_count)
+        backend = open_backend(contract, Path(grant.directory), setup)
         model, loaded = _load(grant, contract, backend, slots, send)
     except (ConnectionError, DeviceLost):
         raise
@@ -93,8 +90,7 @@ def _load(
     """Open, warm and measure. Raises InvalidModel, and whatever an engine raises."""
     index, sizes = grant.index, contract.batching.sizes
 
-    send(Loading(index, "session", 0.0))
-    backend.load()
+    backend.load(lambda stage, share: send(Loading(index, stage, share)))
     failpoints.hit("worker.after_session")
     answer = make_answer(contract, backend, grant.label_count, slots.output.map, slots.slot_count)
     pixels = views.pixel_rows(slots.input.map, contract.input.shape, slots.slot_count)

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the Protocol. On the CPU now; a GPU is one more row in PROVIDERS and its own buffers.
+"""ONNX Runtime on the CPU.
 
 Every warmed size has its binding: input rows, output arrays and their addresses are settled once, so that a run passes
 nothing and copies nothing. Measured on a graph of one node: 2.4 µs a run so, 4.9 µs with `InferenceSession.run`.
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gateway.models.spec import Contract
-    from gpuworker.device import Device
-
-PROVIDERS = {"cpu": "CPUExecutionProvider"}
-"""Kind of device → the one provider that is to run there. Never a second one to fall back to."""
+    from gpuworker.backend import Report, Setup
 
 OUTPUTS_MAX = 64
 _NAME_SIZE_MAX = 256
@@ -52,18 +49,13 @@ class OnnxRuntimeBackend:
 
     ranked_class_count = 0
 
-    def __init__(self, contract: Contract, directory: Path, device: Device, thread_count: int) -> None:
-        provider = PROVIDERS.get(device.kind)
-        if provider is None:
-            raise InvalidModel(
-                f"backend = 'onnxruntime' runs on the CPU only in this version, and the worker is for {device};"
-                " start the server with --device cpu"
-            )
-        self.provider = provider
+    provider = "CPUExecutionProvider"
+
+    def __init__(self, contract: Contract, directory: Path, setup: Setup) -> None:
         self.fields: tuple[layout.Field, ...] = ()
         self._contract = contract
         self._directory = directory
-        self._thread_count = thread_count
+        self._thread_count = setup.thread_count
         self._session: Any = None
         self._options = onnxruntime.RunOptions()
         self._input = ""
@@ -73,8 +65,9 @@ class OnnxRuntimeBackend:
         self._pixels = np.zeros((batch_max, *contract.input.shape), np.uint8)
         self._rows = list(self._pixels.reshape(batch_max, -1))
 
-    def load(self) -> None:
+    def load(self, report: Report) -> None:
         """Check and rewrite the graph, open the session, and learn what it gives. Raises InvalidModel."""
+        report("session", 0.0)
         graph = prepare(self._directory / "model.onnx", self._contract)
         options = self._session_options(external=graph.external)
         with _translated("does not take this graph; check that it is valid and that its opset is not too new"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuworker import device as devices
+from gpuworker.backend import Setup
 from gpuworker.interrupts import Interrupts
 from gpuworker.loading import load
 from gpuworker.loop import serve
@@ -29,13 +30,15 @@ def work(heritage: Heritage) -> None:
         device = devices.parse(heritage.device)
     except ValueError as error:
         raise GatewayBug(str(error)) from None
+    device.hide_others()
     recorder = Recorder(heritage.recorder.attach())
     interrupts = Interrupts()
     interrupts.watch()
     with heritage.open_socket() as control:
+        setup = Setup(device, heritage.thread_count, heritage.device_grant)
         models: dict[int, Model] = {}
         for grant in heritage.models:
-            model = load(grant, device, heritage.thread_count, lambda message: control.sendall(wire.encode(message)))
+            model = load(grant, setup, lambda message: control.sendall(wire.encode(message)))
             if model is not None:
                 models[grant.index] = model
         label = devices.label(device, heritage.thread_count)

@@ -70,6 +70,17 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Added niceness: decoding yields to the gateway and the worker."""
 
 
+class DeviceGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker on a GPU may use besides its models."""
+
+    memory_size_max: int = 0
+    """Bytes of device memory; 0: as much as is free."""
+    engine_dir: str = ""
+    """Folder of built engines, made by the gateway, ours alone; empty: none is kept."""
+    foreign_engines: bool = False
+    """Whether an engine that was built elsewhere may be run: it is native code."""
+
+
 class Heritage(msgspec.Struct, frozen=True, kw_only=True):
     """All that a child owns at birth. `parent` is the pid whose death ends it."""
 
@@ -80,6 +91,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     thread_count: int = 1
     """Threads that the worker's engine may use."""
+    device_grant: DeviceGrant = DeviceGrant()
     bodies: Grant | None = None
     limits: Limits | None = None
 

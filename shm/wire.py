@@ -180,7 +180,10 @@ class WorkerReady(msgspec.Struct, array_like=True, tag=8):
 
 
 class Ran(msgspec.Struct, array_like=True, tag=9):
-    """One batch is done: `statuses` in the order of Run.slots. Wall times of its parts; `detail` for failed ones."""
+    """One batch is done: `statuses` in the order of Run.slots. Wall times of its parts; `detail` for failed ones.
+
+    `compute_ns`: of `run_ns`, what a GPU computed by its own clock; 0 where nobody can say.
+    """
 
     batch: int
     statuses: list[ItemStatus]
@@ -188,6 +191,7 @@ class Ran(msgspec.Struct, array_like=True, tag=9):
     run_ns: int
     write_ns: int
     detail: str = ""
+    compute_ns: int = 0
 
 
 ForDecoder = Decode | Attach | Detach

@@ -20,8 +20,8 @@ Side = Annotated[int, Meta(ge=1, le=4096)]
 Count = Annotated[int, Meta(ge=1, le=1024)]
 Positive = Annotated[float, Meta(gt=0)]
 
-DEVICE_PATTERN = r"^(cpu|cuda:(0|[1-9][0-9]?))\Z"
-"""What a device is called, in contracts and in settings."""
+DEVICE_PATTERN = r"^(cpu|cuda:(0|[1-9][0-9]?|(GPU|MIG)-[0-9A-Za-z/-]{4,80}))\Z"
+"""What a device is called, in contracts and in settings: 'cpu', 'cuda:INDEX', 'cuda:GPU-UUID' or 'cuda:MIG-UUID'."""
 
 
 class Input(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,6 +133,23 @@ class Residency(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Unload it after that long without a request; 0: never. For lazy models."""
 
 
+class Gpu(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[gpu]`: how the model runs on a GPU. On the CPU nothing of it counts, so that one contract serves both."""
+
+    precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    """What the engine computes in. onnxruntime: float32 or float16. int8 takes a graph that is quantised already."""
+    tf32: bool = True
+    """Let float32 convolutions and products round their inputs to 10 bits of mantissa, as PyTorch does: faster."""
+    cuda_graph: bool = True
+    """Record each batch size as a CUDA graph and replay it. A graph that cannot be recorded is run without."""
+    cpu_nodes: bool = False
+    """onnxruntime: leave operators that CUDA does not have to the CPU; else a graph with such is refused."""
+    workspace_size_max: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 1 << 30
+    """tensorrt: bytes of device memory that one of its algorithms may use beside weights and activations."""
+    optimization_level: Annotated[int, Meta(ge=0, le=5)] = 3
+    """tensorrt: how long the builder looks for the fastest algorithms, 0 to 5."""
+
+
 class Fake(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[fake]`: the backend without a model, for measuring the server and for testing it.
 
@@ -176,6 +193,7 @@ class Contract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batching: Batching = Batching()
     limits: Limits = Limits()
     residency: Residency = Residency()
+    gpu: Gpu = Gpu()
     fake: Fake | None = None
 
     def __post_init__(self) -> None:
@@ -189,6 +207,10 @@ class Contract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("limits.deadline_ms is over limits.deadline_ms_max; raise the latter")
         if self.input.dtype == "uint8" and not self.input.is_identity:
             raise ValueError("input.dtype = 'uint8' takes pixels as they are; remove scale, mean and std")
+        if self.backend == "onnxruntime" and self.gpu.precision not in {"float32", "float16"}:
+            raise ValueError(
+                f"gpu.precision = '{self.gpu.precision}' is for backend = 'tensorrt'; here it is 'float32' or 'float16'"
+            )
         if (self.backend == "fake") != (self.fake is not None):
             raise ValueError("backend = 'fake' and a [fake] section go together")
         if self.residency.idle_s and not self.residency.lazy:

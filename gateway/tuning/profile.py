@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.errors import InvalidModel
-from gateway.memory import Memory
+from gateway.memory import Memory, device_grant
 from gateway.scheduling.ticket import Role
 from gateway.tuning.crew import supervised
 from shm import wire
@@ -86,6 +86,7 @@ async def measure(
                     models=[0],
                     device=settings.devices[0],
                     thread_count=settings.worker_thread_count(),
+                    device_grant=device_grant(settings),
                 ),
                 on_frame=on_frame,
                 on_eof=lambda _child: None,

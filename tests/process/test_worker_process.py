@@ -79,11 +79,11 @@ def test_a_bad_model_is_refused_and_the_good_one_serves(spawn, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_gpu_that_cannot_be_used_yet_is_refused_by_name(spawn, tmp_path):
+def test_a_gpu_that_cannot_be_used_is_refused_by_name(spawn, tmp_path):
     worker = spawn((graphs.contract(), graphs.save(graphs.means(), tmp_path)), device="cuda:0")
     said = worker.born()
     assert [type(message) for message in said] == [LoadFailed, WorkerReady]
-    assert "the worker is for cuda:0" in said[0].detail
+    assert "penstock doctor" in said[0].detail
 
 
 @pytest.mark.slow

@@ -8,13 +8,14 @@ import pytest
 from gateway.errors import InvalidModel
 from gpuworker import backend as backends
 from gpuworker.answers import make_answer
+from gpuworker.backend import Setup
 from gpuworker.device import Device
 from gpuworker.model import Model
 from shm import layout, views
 from shm.wire import ItemStatus, Run
 from tests.support import graphs
 
-CPU = Device("cpu", 0)
+CPU = Setup(Device("cpu"), 1)
 NEVER_LATE = 1 << 62
 SLOTS = 6
 RNG = np.random.default_rng(11)
@@ -22,10 +23,14 @@ OK, FAILED = ItemStatus.OK, ItemStatus.FAILED
 WHITE = 255
 
 
+def quiet(stage, share):
+    """A report that nobody reads."""
+
+
 def opened(contract, directory, *, warm=True, labels=0):
     """Make (model, input slots, output slots by field)."""
-    opener = backends.open_backend(contract, directory, CPU, 1)
-    opener.load()
+    opener = backends.open_backend(contract, directory, CPU)
+    opener.load(quiet)
     if contract.output.task == "classification":
         size = contract.output.top_k_max * 8 + 2 * layout.SLOT_ALIGN
     else:

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from gpuworker import device
@@ -5,14 +7,25 @@ from shm.segment import Segment
 
 
 def test_names_are_read_and_written():
-    assert device.parse("cpu") == ("cpu", 0)
-    assert device.parse("cuda:3") == ("cuda", 3)
-    assert [str(device.parse(name)) for name in ("cpu", "cuda:12")] == ["cpu", "cuda:12"]
+    assert device.parse("cpu") == ("cpu", "")
+    assert device.parse("cuda:3") == ("cuda", "3")
+    names = ["cpu", "cuda:12", "cuda:GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "cuda:MIG-GPU-8932f937/1/0"]
+    assert [str(device.parse(name)) for name in names] == names
 
 
-@pytest.mark.parametrize("text", ["", "gpu", "cuda", "cuda:", "cuda:-1", "cuda:1234", "CPU", "cpu\n"])
+def test_a_worker_sees_its_own_gpu_only(monkeypatch):
+    for name, seen in (("cpu", ""), ("cuda:3", "3"), ("cuda:GPU-8932f937", "GPU-8932f937")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+        device.parse(name).hide_others()
+        assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == (seen, "PCI_BUS_ID")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "gpu", "cuda", "cuda:", "cuda:-1", "cuda:1234", "cuda:GPU-", "cuda:GPU-1 ", "CPU", "cpu\n"]
+)
 def test_other_names_are_refused(text):
-    with pytest.raises(ValueError, match="is no device; there are cpu and cuda:N"):
+    with pytest.raises(ValueError, match="is no device; there are cpu, cuda:N"):
         device.parse(text)
 
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from gpuworker import loading
-from gpuworker.backend import DeviceLost
+from gpuworker.backend import DeviceLost, Setup
 from gpuworker.device import Device
 from gpuworker.model import GatewayBug
 from shm import layout
@@ -13,7 +13,7 @@ from shm.segment import Segment
 from shm.wire import Loaded, LoadFailed, Loading, ProfilePoint
 from tests.support import graphs
 
-CPU = Device("cpu", 0)
+CPU = Setup(Device("cpu"), 1)
 SLOTS = 2
 
 
@@ -37,7 +37,7 @@ def grant(tmp_path):
 
 def load(grant):
     said = []
-    return loading.load(grant, CPU, 1, said.append), said
+    return loading.load(grant, CPU, said.append), said
 
 
 def test_a_model_says_how_far_it_is_and_what_it_gives(grant, tmp_path):
@@ -133,7 +133,7 @@ def test_a_gateway_that_is_gone_is_no_refusal(grant):
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        loading.load(grant(graphs.contract('backend = "fake"', fake="")), CPU, 1, gone)
+        loading.load(grant(graphs.contract('backend = "fake"', fake="")), CPU, gone)
 
 
 def test_grants_that_no_gateway_makes_are_bugs(grant):

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 from gateway.errors import InvalidModel
 from gpuworker import backend as backends
 from gpuworker import onnxruntime_backend
+from gpuworker.backend import Setup
 from gpuworker.device import Device
 from gpuworker.model import NO_ANSWER, NOT_RUN, GatewayBug
 from tests.support import graphs
@@ -212,17 +213,17 @@ def test_a_graph_that_the_engine_refuses_is_refused_in_our_words(tmp_path):
     assert "NoSuchOperator" in str(caught.value.__cause__)
 
 
-def test_a_gpu_is_never_replaced_by_the_cpu(tmp_path):
+def test_an_engine_of_gpus_is_never_run_on_the_cpu(tmp_path):
     with pytest.raises(InvalidModel) as caught:
-        backends.open_backend(graphs.contract(), tmp_path, Device("cuda", 1), 1)
+        backends.open_backend(graphs.contract('backend = "tensorrt"'), tmp_path, Setup(Device("cpu"), 1))
     assert str(caught.value) == (
-        "backend = 'onnxruntime' runs on the CPU only in this version, and the worker is for cuda:1;"
-        " start the server with --device cpu"
+        "backend = 'tensorrt' runs on cuda, and the worker is for cpu; start the server with --device cuda:0, or set"
+        " residency.devices"
     )
 
 
 def test_a_provider_that_is_not_in_use_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(onnxruntime_backend.PROVIDERS, "cpu", "CUDAExecutionProvider")
+    monkeypatch.setattr(onnxruntime_backend.OnnxRuntimeBackend, "provider", "CUDAExecutionProvider")
     with pytest.warns(UserWarning, match="not in available provider names"):
         message = refusal(graphs.contract(), graphs.save(graphs.means(), tmp_path))
     assert message == (
@@ -231,10 +232,8 @@ def test_a_provider_that_is_not_in_use_is_refused(tmp_path, monkeypatch):
 
 
 def test_an_engine_that_is_not_here_is_refused(tmp_path, monkeypatch):
-    assert refusal(graphs.contract('backend = "tensorrt"'), tmp_path) == (
-        "backend = 'tensorrt' is not part of this version; it has 'onnxruntime', 'fake'"
-    )
-    monkeypatch.setitem(backends.ENGINES, "onnxruntime", ("no_such_engine", "X"))
+    monkeypatch.setitem(backends.ENGINES, ("onnxruntime", "cpu"), ("no_such_engine", "X"))
     assert refusal(graphs.contract(), tmp_path) == (
-        "backend = 'onnxruntime' needs no_such_engine, which does not import here; install penstock[cpu]"
+        "backend = 'onnxruntime' needs no_such_engine, which does not import here; install penstock[cpu], and"
+        " see `penstock doctor`"
     )

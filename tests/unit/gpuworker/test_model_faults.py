@@ -10,7 +10,7 @@ from gpuworker.backend import DeviceLost
 from gpuworker.model import INTERRUPTED, LOST, NO_MEMORY, NOT_RUN
 from shm.wire import ItemStatus
 from tests.support import graphs
-from tests.support.models import CPU, FAILED, OK, WHITE, batch, fake, interrupted, opened
+from tests.support.models import CPU, FAILED, OK, WHITE, batch, fake, interrupted, opened, quiet
 
 
 def test_a_graph_without_end_is_interrupted_and_the_next_batch_runs(tmp_path, capfd):
@@ -83,13 +83,13 @@ def test_a_lost_device_is_not_the_models_fault(tmp_path, monkeypatch, where, wor
     def fail(*_, **__):
         raise RuntimeError(words)
 
-    opener = backends.open_backend(graphs.contract(), tmp_path, CPU, 1)
+    opener = backends.open_backend(graphs.contract(), tmp_path, CPU)
     if where == "open":
         monkeypatch.setattr(onnxruntime_backend.onnxruntime, "InferenceSession", fail)
     elif where == "first_run":
         monkeypatch.setattr(onnxruntime_backend.onnxruntime.InferenceSession, "run", fail)
     else:
-        opener.load()
+        opener.load(quiet)
         monkeypatch.setattr(onnxruntime_backend, "functools", types.SimpleNamespace(partial=lambda *_: fail))
     with pytest.raises(kind, match=words):
-        opener.warmup(1) if where == "warmup" else opener.load()
+        opener.warmup(1) if where == "warmup" else opener.load(quiet)

@@ -1,0 +1,330 @@
+"""A card that is not there, at the narrowest seam: the functions of cuda.bindings.runtime that penstock calls.
+
+Everything around them is the real library. The card is honest about time: a stream is a thread that does what it was
+given in order, later. Who reads a result before its event, writes rows that are still being copied, or frees what is in
+use, gets wrong bytes here as on a card. Device memory is poisoned when it is given out.
+
+PENSTOCK_PRETEND_DIR      a folder in which each process says what device memory it holds; pretend NVML reads it
+PENSTOCK_PRETEND_MEMORY   bytes of the card
+PENSTOCK_PRETEND_COPY_MS  how long each copy takes
+"""
+
+import contextlib
+import ctypes
+import itertools
+import os
+import queue
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+MEMORY = "PENSTOCK_PRETEND_MEMORY"
+FOLDER = "PENSTOCK_PRETEND_DIR"
+COPY_MS = "PENSTOCK_PRETEND_COPY_MS"
+MEMORY_SIZE = 8 << 30
+CONTEXT_SIZE = 300 << 20
+"""What a process holds once it has opened the card."""
+POISON = 0xCD
+NAME = "Pretend GPU"
+UUID = "GPU-00000000-1111-2222-3333-444444444444"
+
+
+class Fault(Exception):
+    """Something that a kernel did. `code`: cudaError_t, sticky."""
+
+    def __init__(self, code):
+        super().__init__(f"pretend fault {code}")
+        self.code = code
+
+
+class Stream:
+    def __init__(self, card):
+        self.card = card
+        self.work = queue.SimpleQueue()
+        self.recording = None
+        self.begun = self.done = 0
+        self.idle = threading.Condition()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def put(self, step):
+        if self.recording is not None:
+            self.recording.append(step)
+            return
+        with self.idle:
+            self.begun += 1
+        self.work.put(step)
+
+    def _run(self):
+        while True:
+            step = self.work.get()
+            if self.card.sticky == 0:
+                try:
+                    step()
+                except Fault as fault:
+                    self.card.sticky = fault.code
+            elif isinstance(step, Mark):
+                step.event.reach()
+            with self.idle:
+                self.done += 1
+                self.idle.notify_all()
+
+    def wait(self):
+        with self.idle:
+            until = self.begun
+            self.idle.wait_for(lambda: self.done >= until)
+
+
+class Event:
+    """`asked` counts records, `reached` those that a stream came to."""
+
+    def __init__(self):
+        self.asked = self.reached = self.at_ns = 0
+        self.changed = threading.Condition()
+
+    def reach(self):
+        with self.changed:
+            self.reached += 1
+            self.at_ns = time.perf_counter_ns()
+            self.changed.notify_all()
+
+    def wait(self, until):
+        with self.changed:
+            self.changed.wait_for(lambda: self.reached >= until)
+
+
+class Mark:
+    def __init__(self, event):
+        self.event = event
+
+    def __call__(self):
+        self.event.reach()
+
+
+class PretendCard:
+    def __init__(self, cudart):
+        self.cudart = cudart
+        self.ok = cudart.cudaError_t.cudaSuccess
+        self.sticky = 0
+        self.opened = False
+        self.handles = itertools.count(1)
+        self.streams, self.events, self.graphs, self.execs = {}, {}, {}, {}
+        self.device, self.pinned = {}, {}
+        self.capturing_fails = 0
+        """cudaError_t with which captures end, if not 0."""
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def error(self, code):
+        return self.cudart.cudaError_t(code)
+
+    def answer(self, *values):
+        return (self.error(self.sticky), *(None for _ in values)) if self.sticky else (self.ok, *values)
+
+    def handle(self, kind, table, value):
+        number = next(self.handles)
+        table[number] = value
+        return self.answer(getattr(self.cudart, kind)(number))
+
+    # -- memory ----------------------------------------------------------------------------------------------------
+
+    @property
+    def memory_size(self):
+        return int(os.environ.get(MEMORY, MEMORY_SIZE))
+
+    def held(self):
+        return sum(size for _, size in self.device.values()) + CONTEXT_SIZE * self.opened
+
+    def publish(self):
+        if folder := os.environ.get(FOLDER):
+            file = Path(folder) / str(os.getpid())
+            part = file.with_suffix(".part")
+            part.write_text(str(self.held()))
+            part.rename(file)
+
+    def others(self):
+        found = 0
+        for pid, size in holdings().items():
+            found += size if pid != os.getpid() else 0
+        return found
+
+    def cudaMalloc(self, size):
+        if self.sticky:
+            return self.answer(None)
+        if size > self.memory_size - self.others() - self.held():
+            return self.error(2), None
+        data = np.empty(size, np.uint8)
+        data[: 64 << 20] = POISON
+        self.device[data.ctypes.data] = (data, size)
+        self.publish()
+        return self.ok, data.ctypes.data
+
+    def cudaFree(self, address):
+        if address not in self.device:
+            return (self.error(1),)
+        # A real free waits for the device.
+        for stream in self.streams.values():
+            stream.wait()
+        self.device[address][0][: 64 << 20] = POISON
+        del self.device[address]
+        self.publish()
+        return self.answer()
+
+    def cudaHostAlloc(self, size, flags):
+        data = np.full(size, POISON, np.uint8)
+        self.pinned[data.ctypes.data] = (data, size)
+        return self.answer(data.ctypes.data)
+
+    def cudaFreeHost(self, address):
+        if self.pinned.pop(address, None) is None:
+            return (self.error(1),)
+        return self.answer()
+
+    def cudaHostRegister(self, address, size, flags):
+        self.pinned[int(address)] = (None, size)
+        return self.answer()
+
+    def cudaHostUnregister(self, address):
+        if self.pinned.pop(int(address), None) is None:
+            return (self.error(1),)
+        return self.answer()
+
+    def cudaMemGetInfo(self):
+        return self.answer(self.memory_size - self.others() - self.held(), self.memory_size)
+
+    def _check(self, table, address, size):
+        if not any(start <= address and address + size <= start + length for start, (_, length) in table.items()):
+            raise Fault(700)
+
+    def cudaMemcpyAsync(self, target, source, size, kind, stream):
+        kinds = self.cudart.cudaMemcpyKind
+        tables = {
+            kinds.cudaMemcpyHostToDevice: (self.device, self.pinned),
+            kinds.cudaMemcpyDeviceToDevice: (self.device, self.device),
+            kinds.cudaMemcpyDeviceToHost: (self.pinned, self.device),
+        }[kind]
+
+        def copy():
+            self._check(tables[0], target, size)
+            self._check(tables[1], source, size)
+            time.sleep(float(os.environ.get(COPY_MS, "0")) / 1e3)
+            ctypes.memmove(target, source, size)
+
+        return self.enqueue(int(stream), copy)
+
+    # -- streams, events, graphs -----------------------------------------------------------------------------------
+
+    def enqueue(self, stream, step):
+        """Also for pretend engines: have a stream do something, which may raise Fault."""
+        if not self.sticky:
+            self.streams[stream].put(step)
+        return self.answer()
+
+    def cudaStreamCreateWithFlags(self, flags):
+        return self.handle("cudaStream_t", self.streams, Stream(self))
+
+    def cudaStreamSynchronize(self, stream):
+        found = self.streams[int(stream)]
+        if found.recording is not None:
+            return (self.error(900),)
+        found.wait()
+        return self.answer()
+
+    def cudaEventCreateWithFlags(self, flags):
+        return self.handle("cudaEvent_t", self.events, Event())
+
+    def cudaEventRecord(self, event, stream):
+        found = self.events[int(event)]
+        found.asked += 1
+        return self.enqueue(int(stream), Mark(found))
+
+    def cudaStreamWaitEvent(self, stream, event, flags):
+        found = self.events[int(event)]
+        until = found.asked
+        return self.enqueue(int(stream), lambda: found.wait(until))
+
+    def cudaEventSynchronize(self, event):
+        found = self.events[int(event)]
+        if not self.sticky:
+            found.wait(found.asked)
+        return self.answer()
+
+    def cudaEventElapsedTime(self, start, end):
+        return self.answer((self.events[int(end)].at_ns - self.events[int(start)].at_ns) / 1e6)
+
+    def cudaStreamBeginCapture(self, stream, mode):
+        self.streams[int(stream)].recording = []
+        return self.answer()
+
+    def cudaStreamEndCapture(self, stream):
+        found = self.streams[int(stream)]
+        steps, found.recording = found.recording, None
+        if self.capturing_fails:
+            return self.error(self.capturing_fails), None
+        return self.handle("cudaGraph_t", self.graphs, steps)
+
+    def cudaGraphInstantiate(self, graph, flags):
+        return self.handle("cudaGraphExec_t", self.execs, list(self.graphs[int(graph)]))
+
+    def cudaGraphDestroy(self, graph):
+        del self.graphs[int(graph)]
+        return self.answer()
+
+    def cudaGraphLaunch(self, graph, stream):
+        for step in self.execs[int(graph)]:
+            self.enqueue(int(stream), step)
+        return self.answer()
+
+    def cudaGraphExecDestroy(self, graph):
+        del self.execs[int(graph)]
+        return self.answer()
+
+    # -- the device ------------------------------------------------------------------------------------------------
+
+    def cudaSetDevice(self, ordinal):
+        if os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in {"0", UUID}:
+            return (self.error(100),)
+        if not self.opened:
+            self.opened = True
+            self.publish()
+        return self.answer()
+
+    def cudaGetDeviceProperties(self, ordinal):
+        found = self.cudart.cudaDeviceProp()
+        found.name = NAME.encode().ljust(256, b"\0")
+        found.totalGlobalMem = self.memory_size
+        found.major, found.minor = 9, 0
+        found.multiProcessorCount = 4
+        return self.answer(found)
+
+    def cudaDriverGetVersion(self):
+        return self.answer(13000)
+
+    def cudaGetLastError(self):
+        return (self.error(self.sticky),)
+
+
+def holdings():
+    """Device memory in bytes by pid, of processes that live."""
+    found = {}
+    if folder := os.environ.get(FOLDER):
+        for file in Path(folder).iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                if Path(f"/proc/{file.name}").exists():
+                    found[int(file.name)] = int(file.read_text())
+    return found
+
+
+CALLS = [name for name in vars(PretendCard) if name.startswith("cuda")]
+card = None
+
+
+def install(cudart):
+    """Put a fresh card behind cuda.bindings.runtime. Returns it."""
+    global card  # noqa: PLW0603 - there is one
+    card = PretendCard(cudart)
+    for name in CALLS:
+        assert hasattr(cudart, name), f"cuda.bindings.runtime has no {name}"
+        setattr(cudart, name, getattr(card, name))
+    return card

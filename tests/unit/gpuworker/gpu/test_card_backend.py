@@ -1,0 +1,198 @@
+"""The way of the bytes over a (pretend) card: lanes, streams, graphs, and what a broken device looks like."""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from gateway.errors import InvalidModel
+from gpuworker.backend import DeviceLost
+from gpuworker.gpu.backend import CardBackend
+from gpuworker.gpu.card import Card, CudaError, Memory
+from shm.layout import Field
+from tests.support import graphs, pretend
+
+
+@pytest.fixture
+def card(monkeypatch):
+    return pretend.in_process(monkeypatch)
+
+
+def quiet(stage, share):
+    pass
+
+
+class Sums:
+    """An engine whose answer is the sum of a row's pixels, times the batch's size."""
+
+    provider = "sums"
+
+    def __init__(self, pretend_card, row_size):
+        self.pretend = pretend_card
+        self.row_size = row_size
+        self.bound = {}
+        self.enqueued = []
+        self.fails = None
+
+    def open(self, card, report):
+        self.card = card
+        return (Field("sum", "float32", (1,)),)
+
+    def bind(self, size, source, targets):
+        self.bound[size] = source, targets["sum"]
+
+    def enqueue(self, size):
+        if self.fails is not None:
+            raise self.fails
+        self.enqueued.append(size)
+        source, target = self.bound[size]
+
+        def compute():
+            pixels = np.frombuffer((ctypes.c_uint8 * (size * self.row_size)).from_address(source), np.uint8)
+            sums = pixels.reshape(size, -1).sum(axis=1, dtype=np.float32) * size
+            ctypes.memmove(target, sums.astype(np.float32).ctypes.data, size * 4)
+
+        self.pretend.enqueue(self.card.compute.address, compute)
+
+    def close(self):
+        pass
+
+
+def opened(card, text="", sizes=(1, 4)):
+    contract = graphs.contract(text, batching=f"sizes = {list(sizes)}")
+    row_size = int(np.prod(contract.input.shape))
+    runner = Sums(card, row_size)
+    backend = CardBackend(contract, runner)
+    backend.load(quiet)
+    for size in sizes:
+        backend.warmup(size)
+    return backend, runner
+
+
+def fill(backend, size, values):
+    for row, value in zip(backend.staging(size), values, strict=False):
+        row[:] = value
+
+
+def test_a_batch_comes_back(card):
+    backend, runner = opened(card)
+    fill(backend, 4, [1, 2, 3])
+    outputs = backend.run(4, 3)
+    assert outputs.arrays["sum"][:, 0].tolist() == [value * runner.row_size * 4 for value in (1, 2, 3)]
+    assert backend.compute_ns > 0
+
+
+@pytest.mark.parametrize("copy_ms", ["0", "5"])
+def test_a_second_batch_is_taken_while_the_first_is_copied_and_computed(card, monkeypatch, copy_ms):
+    backend, runner = opened(card)
+    monkeypatch.setenv("PENSTOCK_PRETEND_COPY_MS", copy_ms)
+    for first in range(1, 20, 2):
+        fill(backend, 1, [first])
+        backend.start(1, 1)
+        fill(backend, 4, [first + 1] * 4)
+        backend.start(4, 4)
+        one = backend.finish().arrays["sum"].copy()
+        four = backend.finish().arrays["sum"].copy()
+        assert one[0, 0] == first * runner.row_size
+        assert set(four[:, 0]) == {(first + 1) * runner.row_size * 4}
+
+
+def test_a_third_batch_is_our_bug(card):
+    backend, _ = opened(card)
+    backend.start(1, 1)
+    backend.start(1, 1)
+    with pytest.raises(AssertionError):
+        backend.start(1, 1)
+    backend.finish()
+    backend.finish()
+    with pytest.raises(AssertionError):
+        backend.finish()
+
+
+def test_sizes_are_recorded_once_and_replayed(card):
+    backend, runner = opened(card)
+    assert set(backend.graphs) == {1, 4}
+    before = len(runner.enqueued)
+    backend.run(4, 4)
+    assert len(runner.enqueued) == before
+
+
+def test_a_contract_can_do_without_graphs(card):
+    backend, runner = opened(card, "[gpu]\ncuda_graph = false")
+    assert not backend.graphs
+    before = len(runner.enqueued)
+    fill(backend, 1, [7])
+    assert backend.run(1, 1).arrays["sum"][0, 0] == 7 * runner.row_size
+    assert len(runner.enqueued) == before + 1
+
+
+def test_what_cannot_be_recorded_is_run_without_and_said(card, capfd):
+    card.capturing_fails = 901
+    backend, runner = opened(card)
+    assert not backend.graphs
+    assert capfd.readouterr().err.count("cuda_graph_refused") == 2
+    fill(backend, 1, [7])
+    assert backend.run(1, 1).arrays["sum"][0, 0] == 7 * runner.row_size
+
+
+def test_an_engine_that_cannot_begin_leaves_the_lane_clean(card):
+    backend, runner = opened(card, "[gpu]\ncuda_graph = false")
+    runner.fails = MemoryError("arena")
+    fill(backend, 1, [3])
+    with pytest.raises(MemoryError):
+        backend.start(1, 1)
+    runner.fails = None
+    fill(backend, 1, [5])
+    assert backend.run(1, 1).arrays["sum"][0, 0] == 5 * runner.row_size
+
+
+def test_a_sticky_error_loses_the_device_for_all_that_comes(card):
+    backend, _ = opened(card)
+    backend.start(1, 1)
+    card.sticky = 700
+    with pytest.raises(DeviceLost, match=r"CUDA error 700 \(cudaErrorIllegalAddress\)"):
+        backend.finish()
+    with pytest.raises(DeviceLost):
+        backend.start(1, 1)
+    backend.close()
+
+
+def test_a_card_without_room_says_so(card, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_PRETEND_MEMORY", str((300 << 20) + 5000))
+    backend = CardBackend(graphs.contract(batching="sizes = [1024]"), Sums(card, 1))
+    with pytest.raises(MemoryError, match="out of memory"):
+        backend.load(quiet)
+
+
+def test_no_card_is_a_refusal_that_names_the_cause(card, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    backend = CardBackend(graphs.contract(), Sums(card, 1))
+    with pytest.raises(InvalidModel, match=r"no GPU .*CUDA error 100 \(cudaErrorNoDevice\).*penstock doctor"):
+        backend.load(quiet)
+
+
+def test_closing_gives_all_of_it_back(card):
+    backend, _ = opened(card)
+    assert card.device
+    assert card.pinned
+    backend.close()
+    assert not card.device
+    assert not card.pinned
+    assert not card.execs
+
+
+def test_memory_is_given_back_once(card):
+    memory = Memory.on_device(10)
+    again = Memory(memory.address, 10, card.cudart.cudaFree)
+    memory.close()
+    memory.close()
+    with pytest.raises(CudaError, match="CUDA error 1 "):
+        again.close()
+
+
+def test_the_card_knows_what_it_is(card):
+    properties = Card.open().properties
+    assert properties.label == "Pretend GPU, 8 GiB"
+    assert properties.capability == (9, 0)
+    assert Card.open() is Card.open()
+    assert 0 < Card.free_size() < 8 << 30
