@@ -13,6 +13,7 @@ from gpuworker.backend import DeviceLost
 STICKY = {
     214: "uncorrectable ECC error encountered",
     220: "uncorrectable NVLink error detected during the execution",
+    226: "Invalid access of peer GPU memory over nvlink or a hardware error",
     700: "an illegal memory access was encountered",
     702: "the launch timed out and was terminated",
     709: "context is destroyed",
@@ -23,6 +24,9 @@ STICKY = {
     717: "operation not supported on global/shared address space",
     718: "invalid program counter",
     719: "unspecified launch failure",
+    721: "tensor memory not completely freed",
+    810: "the MPS client has been terminated by the server",
+    911: "an async error has occured in external entity outside of CUDA",
 }
 """CUDA's codes after which every call of the process fails, with CUDA's words for them: some engines name the one, some
 the other. Source: the documentation of cudaError_t ("the process must be terminated and relaunched"); cuGetErrorString.

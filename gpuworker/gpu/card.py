@@ -7,6 +7,10 @@ Its state is the card: the device, and the two streams that all models of this p
     compute  ──── batch k ────────────┴─ batch k+1 ┴─ …
 
 Addresses are integers; what lies there belongs to the `Memory` that gave them.
+
+One device is visible, so every thread is on it without having chosen it, and on the same context as the engines are,
+whatever CUDA runtime each of them brought along: a device has one primary context in a process. Source: CUDA's runtime
+API, "Interactions with the CUDA Driver API".
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from cuda.bindings import runtime as cudart
+from cuda.bindings.utils import get_cuda_native_handle
 
 from gpuworker import faults
 
@@ -82,7 +87,7 @@ class Stream:
     @property
     def address(self) -> int:
         """As other libraries take it: a cudaStream_t as an integer."""
-        return int(self.handle)
+        return int(get_cuda_native_handle(self.handle))
 
     def record(self, event: Event) -> None:
         """Put the mark behind everything that was begun."""
@@ -224,6 +229,11 @@ class Card:
     def properties_if_open(cls) -> Properties | None:
         """What card it is, if any model runs on it."""
         return None if cls._opened is None else cls._opened.properties
+
+    @staticmethod
+    def wait() -> None:
+        """Until all is done that anybody in this process began on the device. Raises what failed."""
+        check(cudart.cudaDeviceSynchronize())
 
     @staticmethod
     def free_size() -> int:

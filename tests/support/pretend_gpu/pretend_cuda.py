@@ -290,6 +290,11 @@ class PretendCard:
             self.publish()
         return self.answer()
 
+    def cudaDeviceSynchronize(self):
+        for stream in list(self.streams.values()):
+            stream.wait()
+        return self.answer()
+
     def cudaGetDeviceProperties(self, ordinal):
         found = self.cudart.cudaDeviceProp()
         found.name = NAME.encode().ljust(256, b"\0")
