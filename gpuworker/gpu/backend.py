@@ -17,6 +17,8 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
+
 from gateway.errors import InvalidModel
 from gpuworker import log
 from gpuworker.backend import DeviceLost, Outputs
@@ -27,7 +29,6 @@ from shm import layout
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from gateway.models.spec import Contract
@@ -40,6 +41,17 @@ DEPTH = 2
 
 WARM_RUNS = 2
 """Before a size is recorded: the first run chooses algorithms and takes memory, the second shows that it has enough."""
+
+
+_SPOILT = 0xFF
+"""In every byte of an output, what no engine means: NaN, or -1."""
+
+_TOLERANCE = 1e-2
+"""Of the largest value. Kernels that add in another order differ by 1e-3 in float16, wrong ones by all of it."""
+
+
+class Unfaithful(Exception):
+    """Recorded work that gives other answers than it did when it was not recorded."""
 
 
 class Runner(Protocol):
@@ -98,6 +110,8 @@ class CardBackend:
         self._source: Memory | None = None
         self._targets: dict[str, Memory] = {}
         self._lanes: list[_Lane] = []
+        self._memories: list[Memory] = []
+        """All of it, in the order in which it was taken."""
         self._started = 0
         self._finished = 0
         self._counts = [0] * DEPTH
@@ -114,24 +128,30 @@ class CardBackend:
         except CudaError as error:
             raise InvalidModel(f"there is no GPU to run this model on ({error}); see `penstock doctor`") from error
         self.fields = self._runner.open(card, report)
+        # Engines upload weights on the default stream, or on streams of their own; ours wait for neither by themselves.
+        card.wait()
         batch_max = self._contract.batching.sizes[-1]
-        self._source = Memory.on_device(batch_max * self._row_size)
-        self._targets = {field.name: Memory.on_device(batch_max * field.size) for field in self.fields}
+        self._source = self._take(Memory.on_device(batch_max * self._row_size))
+        self._targets = {field.name: self._take(Memory.on_device(batch_max * field.size)) for field in self.fields}
         self._lanes = [self._make_lane(batch_max) for _ in range(DEPTH)]
 
+    def _take(self, memory: Memory) -> Memory:
+        self._memories.append(memory)
+        return memory
+
     def _make_lane(self, batch_max: int) -> _Lane:
-        pinned = Memory.pinned(batch_max * self._row_size)
+        pinned = self._take(Memory.pinned(batch_max * self._row_size))
         rows = pinned.array()
         rows[:] = 0
         results, arrays = [], {}
         for field in self.fields:
-            memory = Memory.pinned(batch_max * field.size)
+            memory = self._take(Memory.pinned(batch_max * field.size))
             results.append(memory)
             arrays[field.name] = memory.array().view(field.dtype).reshape(batch_max, *field.shape)
         return _Lane(
             pinned=pinned,
             rows=list(rows.reshape(batch_max, self._row_size)),
-            pixels=Memory.on_device(batch_max * self._row_size),
+            pixels=self._take(Memory.on_device(batch_max * self._row_size)),
             copied=Event(),
             begun=Event(timed=True),
             computed=Event(timed=True),
@@ -148,15 +168,36 @@ class CardBackend:
         self._runner.bind(size, self._source.address, {name: each.address for name, each in self._targets.items()})
         for _ in range(WARM_RUNS):
             self._runner.enqueue(size)
-        compute.wait()
-        if self._contract.gpu.cuda_graph:
-            try:
-                self.graphs[size] = compute.capture(lambda: self._runner.enqueue(size))
-            except (DeviceLost, MemoryError):
-                raise
-            except Exception as error:  # noqa: BLE001 - an engine says in its own words what it cannot record
-                log.event("cuda_graph_refused", level="warning", error=error, size=size, provider=self.provider)
-        self.run(size, size)
+        expected = {name: array.copy() for name, array in self.run(size, size).arrays.items()}
+        if not self._contract.gpu.cuda_graph:
+            return
+        try:
+            self.graphs[size] = compute.capture(lambda: self._runner.enqueue(size))
+            self._check_replay(size, expected)
+        except DeviceLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - an engine says in its own words what it cannot record
+            # Lack of memory is among them: an engine cannot take any while it is recorded. Without, it had enough.
+            log.event("cuda_graph_refused", level="warning", error=error, size=size, provider=self.provider)
+            graph = self.graphs.pop(size, None)
+            if graph is not None:
+                graph.close()
+
+    def _check_replay(self, size: int, expected: Mapping[str, NDArray[Any]]) -> None:
+        """Raise Unfaithful unless the recorded work gives what the engine gave on the same pixels.
+
+        An engine that works on another stream than ours records nothing, and leaves old answers in the outputs.
+        """
+        assert self._card is not None
+        lane, compute = self._lanes[self._started % DEPTH], self._card.compute
+        for field, memory in zip(self.fields, lane.results, strict=True):
+            memory.array()[:] = _SPOILT
+            compute.copy_in(self._targets[field.name].address, memory.address, memory.size)
+        # `expected` was made of the pixels in the other lane.
+        lane.pinned.array()[:] = self._lanes[(self._started - 1) % DEPTH].pinned.array()
+        for name, array in self.run(size, size).arrays.items():
+            if not agree(array, expected[name]):
+                raise Unfaithful(f"what was recorded gives other values of '{shown(name)}' than the engine did")
 
     def staging(self, size: int) -> list[NDArray[np.uint8]]:
         """Rows for the next batch."""
@@ -187,6 +228,8 @@ class CardBackend:
             compute.record(lane.done)
         except DeviceLost:
             raise
+        except CudaError as error:
+            raise _lost(error) from error
         except Exception:
             # The next batch gets this lane: nothing that was begun may still read its rows.
             copy.wait()
@@ -200,10 +243,14 @@ class CardBackend:
         assert self._finished < self._started, "nothing was started"
         place = self._finished % DEPTH
         lane, count = self._lanes[place], self._counts[place]
-        # Counted before it is known how it went: a batch that failed is done with.
-        self._finished += 1
-        lane.done.wait()
-        self.compute_ns = lane.computed.elapsed_ns(lane.begun)
+        try:
+            lane.done.wait()
+            self.compute_ns = lane.computed.elapsed_ns(lane.begun)
+        except CudaError as error:
+            raise _lost(error) from error
+        finally:
+            # Not earlier, for the lane is free from here on; and however it went, for a batch that failed is done with.
+            self._finished += 1
         return Outputs({name: array[:count] for name, array in lane.arrays.items()})
 
     def run(self, size: int, count: int) -> Outputs:
@@ -216,22 +263,30 @@ class CardBackend:
 
     def close(self) -> None:
         """Let go of the model and its memory, as far as a process can."""
-        with contextlib.suppress(DeviceLost, CudaError):
-            if self._card is not None:
-                self._card.copy.wait()
-                self._card.compute.wait()
-            for graph in self.graphs.values():
-                graph.close()
-            self._runner.close()
-            for lane in self._lanes:
-                for memory in (lane.pinned, lane.pixels, *lane.results):
-                    memory.close()
-            if self._source is not None:
-                self._source.close()
-            for target in self._targets.values():
-                target.close()
+        waits = [] if self._card is None else [self._card.copy.wait, self._card.compute.wait]
+        graphs = [graph.close for graph in self.graphs.values()]
+        for step in (*waits, *graphs, self._runner.close, *(memory.close for memory in self._memories)):
+            # What fails here keeps nothing else from being given back: other models may run on.
+            with contextlib.suppress(DeviceLost, CudaError):
+                step()
         self.graphs.clear()
         self._lanes.clear()
+        self._memories.clear()
+
+
+def agree(found: NDArray[Any], expected: NDArray[Any]) -> bool:
+    """Whether two runs of an engine on the same pixels gave the same, but for the order in which floats were added."""
+    if found.dtype.kind != "f":
+        return bool(np.array_equal(found, expected))
+    # Compared in float64: neither float16's range nor its steps decide.
+    wide, scale = expected.astype(np.float64), np.abs(expected[np.isfinite(expected)])
+    tolerance = _TOLERANCE * float(scale.max(initial=0))
+    return bool(np.allclose(found.astype(np.float64), wide, rtol=_TOLERANCE, atol=tolerance, equal_nan=True))
+
+
+def _lost(error: CudaError) -> DeviceLost:
+    """What a refused call means once a model was loaded: all of them were allowed before, and none takes memory."""
+    return DeviceLost(str(error))
 
 
 def check_field(name: str, dtype: str, shape: Sequence[int]) -> Field:

@@ -1,14 +1,15 @@
 """The way of the bytes over a (pretend) card: lanes, streams, graphs, and what a broken device looks like."""
 
 import ctypes
+import threading
 
 import numpy as np
 import pytest
 
 from gateway.errors import InvalidModel
 from gpuworker.backend import DeviceLost
-from gpuworker.gpu.backend import CardBackend
-from gpuworker.gpu.card import Card, CudaError, Memory
+from gpuworker.gpu.backend import CardBackend, agree
+from gpuworker.gpu.card import Card, CudaError, Memory, Stream
 from shm.layout import Field
 from tests.support import graphs, pretend
 
@@ -33,6 +34,8 @@ class Sums:
         self.bound = {}
         self.enqueued = []
         self.fails = None
+        self.recorded = None
+        """Done instead of the work while it is recorded."""
 
     def open(self, card, report):
         self.card = card
@@ -46,6 +49,9 @@ class Sums:
             raise self.fails
         self.enqueued.append(size)
         source, target = self.bound[size]
+        if self.recorded is not None and self.pretend.streams[self.card.compute.address].recording is not None:
+            self.recorded(target)
+            return
 
         def compute():
             pixels = np.frombuffer((ctypes.c_uint8 * (size * self.row_size)).from_address(source), np.uint8)
@@ -58,10 +64,11 @@ class Sums:
         pass
 
 
-def opened(card, text="", sizes=(1, 4)):
+def opened(card, text="", sizes=(1, 4), recorded=None):
     contract = graphs.contract(text, batching=f"sizes = {list(sizes)}")
     row_size = int(np.prod(contract.input.shape))
     runner = Sums(card, row_size)
+    runner.recorded = recorded
     backend = CardBackend(contract, runner)
     backend.load(quiet)
     for size in sizes:
@@ -135,6 +142,105 @@ def test_what_cannot_be_recorded_is_run_without_and_said(card, capfd):
     assert backend.run(1, 1).arrays["sum"][0, 0] == 7 * runner.row_size
 
 
+def raises(error):
+    def recorded(target):
+        raise error
+
+    return recorded
+
+
+def writes(card, value):
+    """Work that is recorded in place of the engine's, and gives another answer."""
+    answer = np.float32([value] * 4)
+
+    def recorded(target):
+        step = lambda: ctypes.memmove(target, answer.ctypes.data, 4)  # noqa: E731 - a step is any callable
+        card.enqueue(Card.open().compute.address, step)
+
+    return recorded
+
+
+@pytest.mark.parametrize(
+    ("recorded", "words"),
+    [
+        (lambda card: raises(MemoryError("an arena that cannot grow while recorded")), "cannot grow"),
+        (lambda card: lambda target: None, "other values of 'sum'"),
+        (lambda card: writes(card, 5), "other values of 'sum'"),
+        (lambda card: writes(card, np.nan), "other values of 'sum'"),
+    ],
+    ids=["no memory", "nothing recorded", "another answer", "no number"],
+)
+def test_a_recording_that_is_no_good_is_not_used(card, capfd, recorded, words):
+    backend, runner = opened(card, recorded=recorded(card))
+    assert not backend.graphs
+    assert not card.execs
+    errors = capfd.readouterr().err
+    assert errors.count("cuda_graph_refused") == 2
+    assert words in errors
+    # Nor later, when right answers of before lie everywhere.
+    for _ in range(2):
+        backend.run(4, 4)
+        backend.warmup(4)
+    assert not backend.graphs
+    fill(backend, 4, [7] * 4)
+    assert backend.run(4, 4).arrays["sum"][0, 0] == 7 * runner.row_size * 4
+
+
+def test_answers_may_differ_by_the_order_of_additions():
+    expected = np.array([[1000.0, 0.1, np.nan, np.inf]], np.float16)
+    other = np.array([[1001.0, 0.4, np.nan, np.inf]], np.float16)
+    assert agree(other, expected)
+    assert not agree(np.array([[1000.0, 50.0, np.nan, np.inf]], np.float16), expected)
+    assert not agree(np.array([[1000.0, 0.1, 0.0, np.inf]], np.float16), expected)
+    assert agree(np.array([3, 4]), np.array([3, 4]))
+    assert not agree(np.array([3, -1]), np.array([3, 4]))
+
+
+def test_a_lane_is_not_free_while_its_batch_is_waited_for(card, monkeypatch):
+    backend, _ = opened(card)
+    waits, gate = threading.Event(), threading.Event()
+    real = card.cudaEventSynchronize
+
+    def synchronize(event):
+        waits.set()
+        return real(event)
+
+    monkeypatch.setattr(card.cudart, "cudaEventSynchronize", synchronize)
+    card.enqueue(Card.open().compute.address, gate.wait)
+    backend.start(1, 1)
+    backend.start(1, 1)
+    finishing = threading.Thread(target=backend.finish)
+    finishing.start()
+    waits.wait()
+    with pytest.raises(AssertionError, match="a lane is used again"):
+        backend.start(1, 1)
+    gate.set()
+    finishing.join()
+    backend.start(1, 1)
+
+
+def test_weights_that_an_engine_uploads_by_itself_are_there_before_it_runs(card, monkeypatch):
+    gate, arrived = threading.Event(), []
+    real = card.cudaDeviceSynchronize
+
+    def synchronize():
+        gate.set()
+        return real()
+
+    monkeypatch.setattr(card.cudart, "cudaDeviceSynchronize", synchronize)
+
+    class Uploads(Sums):
+        def open(self, opened_card, report):
+            own = Stream()
+            self.pretend.enqueue(own.address, gate.wait)
+            self.pretend.enqueue(own.address, lambda: arrived.append("weights"))
+            return super().open(opened_card, report)
+
+    backend = CardBackend(graphs.contract(), Uploads(card, 1))
+    backend.load(quiet)
+    assert arrived == ["weights"]
+
+
 def test_an_engine_that_cannot_begin_leaves_the_lane_clean(card):
     backend, runner = opened(card, "[gpu]\ncuda_graph = false")
     runner.fails = MemoryError("arena")
@@ -155,6 +261,39 @@ def test_a_sticky_error_loses_the_device_for_all_that_comes(card):
     with pytest.raises(DeviceLost):
         backend.start(1, 1)
     backend.close()
+
+
+@pytest.mark.parametrize("call", ["start", "finish"])
+def test_an_error_that_no_table_has_loses_the_device_too(card, call):
+    backend, _ = opened(card)
+    if call == "finish":
+        backend.start(1, 1)
+    card.sticky = 999
+    with pytest.raises(DeviceLost, match=r"CUDA error 999 \(cudaErrorUnknown\)"):
+        backend.start(1, 1) if call == "start" else backend.finish()
+
+
+def test_what_a_model_took_before_there_was_no_more_is_given_back(card, monkeypatch):
+    contract = graphs.contract(batching="sizes = [8]")
+    row_size = int(np.prod(contract.input.shape))
+    room = (300 << 20) + 2 * 8 * row_size + 8 * 4
+    monkeypatch.setenv("PENSTOCK_PRETEND_MEMORY", str(room))
+    backend = CardBackend(contract, Sums(card, row_size))
+    with pytest.raises(MemoryError, match="out of memory"):
+        backend.load(quiet)
+    assert card.device
+    assert card.pinned
+    backend.close()
+    assert not card.device
+    assert not card.pinned
+
+
+def test_what_cannot_be_given_back_keeps_nothing_else_from_it(card, monkeypatch):
+    backend, _ = opened(card)
+    monkeypatch.setattr(card.cudart, "cudaGraphExecDestroy", lambda handle: (card.error(1),))
+    backend.close()
+    assert not card.device
+    assert not card.pinned
 
 
 def test_a_card_without_room_says_so(card, monkeypatch):
