@@ -16,12 +16,14 @@ exit  meaning
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib
 import os
 import resource
 import signal
 import sys
+from typing import NoReturn
 
 import msgspec
 
@@ -47,6 +49,9 @@ OOM_POINTS = 500
 
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 """Without it ONNX Runtime keeps an id of this machine and a database of events in the user's cache folder."""
+
+_UNTIL_THE_END: list[DeviceLost] = []
+"""Its traceback holds the models: an engine whose device is lost must not be let go of, see `leave`."""
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -83,6 +88,7 @@ def main(arguments: list[str]) -> Exit:
         return Exit.GATEWAY_DEFECT
     except DeviceLost as error:
         log.event("device_lost", level="error", detail=f"sticky device error: {error}", device=heritage.device)
+        _UNTIL_THE_END.append(error)
         return Exit.DEVICE_LOST
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line for the log, then a named death
         log.event("worker_defect", level="error", error=error)
@@ -90,5 +96,18 @@ def main(arguments: list[str]) -> Exit:
     return Exit.GATEWAY_GONE
 
 
+def leave(code: Exit) -> NoReturn:
+    """End this process.
+
+    One that opened a card ends at once: on their way out engines let go of the device call by call, throw where a lost
+    one refuses, and so end by a signal what was to end by its code. The driver takes everything back by itself.
+    """
+    if "gpuworker.gpu.card" in sys.modules:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
