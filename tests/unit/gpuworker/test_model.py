@@ -180,7 +180,7 @@ def test_an_output_that_grows_with_the_batch_is_refused(tmp_path):
         {"y": (TensorProto.FLOAT, ["N", "M"])},
     )
     assert refusal(graphs.contract(task="raw"), graphs.save(model, tmp_path)) == (
-        "the graph's output 'y' is [2, 2] for a batch of 2, where [2, 1] follows from smaller ones; export it with"
+        "the graph's output 'y' is [2, 2] for a batch of 2, where [2, 1] follows from other sizes; export it with"
         " fixed axes but for the first, or set batching.sizes = [1]"
     )
 
