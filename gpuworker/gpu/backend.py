@@ -23,6 +23,7 @@ from gateway.errors import InvalidModel
 from gpuworker import log
 from gpuworker.backend import DeviceLost, Outputs
 from gpuworker.gpu.card import Card, CudaError, Event, Memory
+from gpuworker.gpu.diagnosis import card_problem
 from gpuworker.wording import shown
 from shm import layout
 
@@ -126,7 +127,10 @@ class CardBackend:
         try:
             card = self._card = Card.open()
         except CudaError as error:
-            raise InvalidModel(f"there is no GPU to run this model on ({error}); see `penstock doctor`") from error
+            problem = card_problem(error.code) or "look into the NVIDIA driver's words in the kernel's log"
+            raise InvalidModel(
+                f"there is no GPU to run this model on ({error}): {problem}; see `penstock doctor`"
+            ) from error
         self.fields = self._runner.open(card, report)
         # Engines upload weights on the default stream, or on streams of their own; ours wait for neither by themselves.
         card.wait()
@@ -165,6 +169,8 @@ class CardBackend:
         assert self._card is not None
         assert self._source is not None
         compute = self._card.compute
+        # What fresh memory holds may be more than a model can take; what the lane holds are images.
+        compute.copy_in(self._source.address, self._lanes[0].pinned.address, size * self._row_size)
         self._runner.bind(size, self._source.address, {name: each.address for name, each in self._targets.items()})
         for _ in range(WARM_RUNS):
             self._runner.enqueue(size)

@@ -42,6 +42,10 @@ class CudaError(Exception):
         self.code = code
 
 
+class NotReplayable(Exception):
+    """Recorded work that may run only once."""
+
+
 def check(result: tuple[Any, ...]) -> Any:
     """What a call of cuda-python gave: its one value, several as a tuple, or None.
 
@@ -114,7 +118,10 @@ class Stream:
         check(cudart.cudaStreamSynchronize(self.handle))
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Record what `work` begins on this stream, without running it. Raises what `work` does, and CudaError."""
+        """Record what `work` begins on this stream, without running it.
+
+        Raises what `work` does, NotReplayable, and CudaError.
+        """
         self.wait()
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(cudart.cudaStreamBeginCapture(self.handle, mode))
@@ -129,9 +136,30 @@ class Stream:
             raise
         graph = check(cudart.cudaStreamEndCapture(self.handle))
         try:
+            _check_nodes(graph)
             return Graph(check(cudart.cudaGraphInstantiate(graph, 0)))
         finally:
             cudart.cudaGraphDestroy(graph)
+
+
+def _check_nodes(graph: Any) -> None:
+    """Raise NotReplayable unless every run of a recorded graph is as good as the first.
+
+    Two things are not. A call of the host: engines record one to free what that run used, and the second run frees it
+    again, which ends the process (seen with ONNX Runtime: its pull request 32081). And a copy from memory that is not
+    pinned: it is the engine's own, long used for something else when the graph runs.
+    """
+    kinds, places = cudart.cudaGraphNodeType, cudart.cudaMemoryType
+    _, count = check(cudart.cudaGraphGetNodes(graph))
+    nodes = check(cudart.cudaGraphGetNodes(graph, count))[0] if count else []
+    for node in nodes:
+        kind = check(cudart.cudaGraphNodeGetType(node))
+        if kind == kinds.cudaGraphNodeTypeHost:
+            raise NotReplayable("the engine calls the host in the middle of a run")
+        if kind == kinds.cudaGraphNodeTypeMemcpy:
+            source = check(cudart.cudaGraphMemcpyNodeGetParams(node)).srcPtr.ptr
+            if check(cudart.cudaPointerGetAttributes(source)).type == places.cudaMemoryTypeUnregistered:
+                raise NotReplayable("the engine copies from memory of the host that it only has during a run")
 
 
 class Graph:

@@ -71,6 +71,23 @@ def bounded(limit: int) -> Any:
     return draw(nodes, {"x": (TensorProto.FLOAT, ["N", 3, 4, 4])}, {"y": (TensorProto.FLOAT, ["N", 3])}, weights)
 
 
+def external_means(directory: Path) -> Any:
+    """Give twice what `means` does; the factor is in a file beside the graph, in `directory`."""
+    weights = {"two": np.full(3, 2, np.float32)}
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["mean"]),
+        helper.make_node("Mul", ["mean", "two"], ["y"]),
+    ]
+    model = draw(nodes, {"x": (TensorProto.FLOAT, ["N", 3, 4, 4])}, {"y": (TensorProto.FLOAT, ["N", 3])}, weights)
+    tensor = model.graph.initializer[0]
+    (directory / "weights.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    return model
+
+
 def endless() -> Any:
     """Classify as `means` does, but never end on images that are all white: a loop of 2^62 steps."""
     step = helper.make_graph(

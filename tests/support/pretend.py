@@ -25,6 +25,14 @@ def in_process(monkeypatch):
     return pretend_cuda.install(cudart)
 
 
+def onnxruntime(monkeypatch):
+    """The real onnxruntime of this process passes for the build with CUDA, on the card that `in_process` gave."""
+    import onnxruntime as real  # noqa: PLC0415
+
+    importlib.import_module("pretend_onnxruntime").install(real, monkeypatch.setattr)
+    return real
+
+
 def environment(folder, **extra):
     """What a child needs to find a pretend card; `folder`: where processes say what they hold."""
     before = os.environ.get("PYTHONPATH")

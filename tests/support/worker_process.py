@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from shm import failpoints, layout, views, wire
-from shm.heritage import Grant, Heritage, ModelGrant
+from shm.heritage import DeviceGrant, Grant, Heritage, ModelGrant
 from shm.segment import Segment
 from shm.wire import ItemStatus, Run, WorkerReady
 from tests.support import graphs
@@ -54,7 +54,7 @@ class Served:
 class Worker:
     """A child, its socket and its segments, all of it gone at the end of the test."""
 
-    def __init__(self, models, *, device="cpu", armed=""):
+    def __init__(self, models, *, device="cpu", armed="", environment=None, device_grant=None):
         self.models = models
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(30)
@@ -65,6 +65,7 @@ class Worker:
             recorder=Grant(self.recorder.fd, self.recorder.size, writable=True),
             models=[model.grant for model in models],
             device=device,
+            device_grant=device_grant or DeviceGrant(),
         )
         fd = heritage.bequeath()
         self.child = subprocess.Popen(
@@ -72,7 +73,7 @@ class Worker:
             pass_fds=(fd, *heritage.fds()),
             cwd=ROOT,
             stderr=subprocess.PIPE,
-            env={**os.environ, failpoints.VARIABLE: armed},
+            env={**(os.environ if environment is None else environment), failpoints.VARIABLE: armed},
         )
         os.close(fd)
         theirs.close()

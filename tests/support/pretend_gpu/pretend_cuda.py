@@ -7,6 +7,7 @@ use, gets wrong bytes here as on a card. Device memory is poisoned when it is gi
 PENSTOCK_PRETEND_DIR      a folder in which each process says what device memory it holds; pretend NVML reads it
 PENSTOCK_PRETEND_MEMORY   bytes of the card
 PENSTOCK_PRETEND_COPY_MS  how long each copy takes
+PENSTOCK_PRETEND_CAPTURE_FAILS  cudaError_t with which captures end
 """
 
 import contextlib
@@ -23,6 +24,7 @@ import numpy as np
 MEMORY = "PENSTOCK_PRETEND_MEMORY"
 FOLDER = "PENSTOCK_PRETEND_DIR"
 COPY_MS = "PENSTOCK_PRETEND_COPY_MS"
+CAPTURE_FAILS = "PENSTOCK_PRETEND_CAPTURE_FAILS"
 MEMORY_SIZE = 8 << 30
 CONTEXT_SIZE = 300 << 20
 """What a process holds once it has opened the card."""
@@ -44,6 +46,7 @@ class Stream:
         self.card = card
         self.work = queue.SimpleQueue()
         self.recording = None
+        self.spoiled = 0
         self.begun = self.done = 0
         self.idle = threading.Condition()
         threading.Thread(target=self._run, daemon=True).start()
@@ -66,6 +69,8 @@ class Stream:
                     self.card.sticky = fault.code
             elif isinstance(step, Mark):
                 step.event.reach()
+            # What it holds may be asked for: an engine that is let go of gives its memory back.
+            step = None
             with self.idle:
                 self.done += 1
                 self.idle.notify_all()
@@ -102,6 +107,23 @@ class Mark:
         self.event.reach()
 
 
+class Copy:
+    """A step that moves bytes; recorded, it is a node of its own kind."""
+
+    def __init__(self, source, step):
+        self.source, self.step = source, step
+
+    def __call__(self):
+        self.step()
+
+
+class HostCall:
+    """A step that calls the host back, as engines record one to free what a run used."""
+
+    def __call__(self):
+        pass
+
+
 class PretendCard:
     def __init__(self, cudart):
         self.cudart = cudart
@@ -110,8 +132,8 @@ class PretendCard:
         self.opened = False
         self.handles = itertools.count(1)
         self.streams, self.events, self.graphs, self.execs = {}, {}, {}, {}
-        self.device, self.pinned = {}, {}
-        self.capturing_fails = 0
+        self.device, self.pinned, self.nodes = {}, {}, {}
+        self.capturing_fails = int(os.environ.get(CAPTURE_FAILS, "0"))
         """cudaError_t with which captures end, if not 0."""
 
     # -- results ---------------------------------------------------------------------------------------------------
@@ -211,7 +233,7 @@ class PretendCard:
             time.sleep(float(os.environ.get(COPY_MS, "0")) / 1e3)
             ctypes.memmove(target, source, size)
 
-        return self.enqueue(int(stream), copy)
+        return self.enqueue(int(stream), Copy(source, copy))
 
     # -- streams, events, graphs -----------------------------------------------------------------------------------
 
@@ -260,15 +282,54 @@ class PretendCard:
     def cudaStreamEndCapture(self, stream):
         found = self.streams[int(stream)]
         steps, found.recording = found.recording, None
-        if self.capturing_fails:
-            return self.error(self.capturing_fails), None
+        spoiled, found.spoiled = found.spoiled or self.capturing_fails, 0
+        if spoiled:
+            return self.error(spoiled), None
         return self.handle("cudaGraph_t", self.graphs, steps)
+
+    def cudaGraphGetNodes(self, graph, numNodes=0):
+        steps = self.graphs[int(graph)]
+        if numNodes == 0:
+            return self.answer(None, len(steps))
+        nodes = []
+        for step in steps:
+            number = next(self.handles)
+            self.nodes[number] = int(graph), step
+            nodes.append(self.cudart.cudaGraphNode_t(number))
+        return self.answer(nodes, len(nodes))
+
+    def cudaGraphNodeGetType(self, node):
+        kinds = self.cudart.cudaGraphNodeType
+        _, step = self.nodes[int(node)]
+        if isinstance(step, Copy):
+            return self.answer(kinds.cudaGraphNodeTypeMemcpy)
+        return self.answer(kinds.cudaGraphNodeTypeHost if isinstance(step, HostCall) else kinds.cudaGraphNodeTypeKernel)
+
+    def cudaGraphMemcpyNodeGetParams(self, node):
+        found = self.cudart.cudaMemcpy3DParms()
+        pointer = self.cudart.cudaPitchedPtr()
+        pointer.ptr = self.nodes[int(node)][1].source
+        found.srcPtr = pointer
+        return self.answer(found)
+
+    def cudaPointerGetAttributes(self, address):
+        places = self.cudart.cudaMemoryType
+        found = self.cudart.cudaPointerAttributes()
+        kinds = ((self.device, places.cudaMemoryTypeDevice), (self.pinned, places.cudaMemoryTypeHost))
+        inside = [
+            place
+            for table, place in kinds
+            if any(start <= int(address) < start + size for start, (_, size) in table.items())
+        ]
+        found.type = inside[0] if inside else places.cudaMemoryTypeUnregistered
+        return self.answer(found)
 
     def cudaGraphInstantiate(self, graph, flags):
         return self.handle("cudaGraphExec_t", self.execs, list(self.graphs[int(graph)]))
 
     def cudaGraphDestroy(self, graph):
         del self.graphs[int(graph)]
+        self.nodes = {node: found for node, found in self.nodes.items() if found[0] != int(graph)}
         return self.answer()
 
     def cudaGraphLaunch(self, graph, stream):

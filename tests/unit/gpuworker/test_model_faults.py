@@ -5,7 +5,7 @@ import types
 import pytest
 
 from gpuworker import backend as backends
-from gpuworker import onnxruntime_backend
+from gpuworker import onnxruntime_backend, sessions
 from gpuworker.backend import DeviceLost
 from gpuworker.model import INTERRUPTED, LOST, NO_MEMORY, NOT_RUN
 from shm.wire import ItemStatus
@@ -90,6 +90,6 @@ def test_a_lost_device_is_not_the_models_fault(tmp_path, monkeypatch, where, wor
         monkeypatch.setattr(onnxruntime_backend.onnxruntime.InferenceSession, "run", fail)
     else:
         opener.load(quiet)
-        monkeypatch.setattr(onnxruntime_backend, "functools", types.SimpleNamespace(partial=lambda *_: fail))
+        monkeypatch.setattr(sessions, "functools", types.SimpleNamespace(partial=lambda *_: fail))
     with pytest.raises(kind, match=words):
         opener.warmup(1) if where == "warmup" else opener.load(quiet)

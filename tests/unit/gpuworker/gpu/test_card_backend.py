@@ -2,6 +2,7 @@
 
 import ctypes
 import threading
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from gateway.errors import InvalidModel
 from gpuworker.backend import DeviceLost
 from gpuworker.gpu.backend import CardBackend, agree
-from gpuworker.gpu.card import Card, CudaError, Memory, Stream
+from gpuworker.gpu.card import Card, CudaError, Memory, NotReplayable, Stream
 from shm.layout import Field
 from tests.support import graphs, pretend
 
@@ -239,6 +240,28 @@ def test_weights_that_an_engine_uploads_by_itself_are_there_before_it_runs(card,
     backend = CardBackend(graphs.contract(), Uploads(card, 1))
     backend.load(quiet)
     assert arrived == ["weights"]
+
+
+@pytest.mark.parametrize("kind", ["call", "pageable", "pinned", "device"])
+def test_what_would_use_the_hosts_memory_again_is_not_replayed(card, kind):
+    pretend_cuda = sys.modules["pretend_cuda"]
+    _, runner = opened(card, "[gpu]\ncuda_graph = false")
+    pageable = np.zeros(1, np.uint8)
+    device, pinned = Memory.on_device(1), Memory.pinned(1)
+    source = {"pageable": pageable.ctypes.data, "pinned": pinned.address, "device": device.address}.get(kind)
+    step = pretend_cuda.HostCall() if kind == "call" else pretend_cuda.Copy(source, lambda: None)
+
+    def work():
+        runner.enqueue(1)
+        card.enqueue(runner.card.compute.address, step)
+
+    if kind in {"call", "pageable"}:
+        with pytest.raises(NotReplayable, match="the host"):
+            runner.card.compute.capture(work)
+        assert not card.graphs
+    else:
+        runner.card.compute.capture(work).launch(runner.card.compute)
+        runner.card.compute.wait()
 
 
 def test_an_engine_that_cannot_begin_leaves_the_lane_clean(card):
