@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 OPSET_MIN = 7
 """The first in which Mul and Add broadcast as NumPy does."""
 
-_PIXELS = "penstock_pixels"
+PIXELS = "penstock_pixels"
+"""What the names of everything that is put in front begin with."""
+
 _DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
 _TO_NCHW = (0, 3, 1, 2)
 _RANK = 4
@@ -56,12 +58,16 @@ def prepare(path: Path, contract: Contract) -> Prepared:
     _check_input(original, contract)
     outputs = _find_outputs(model.graph, contract)
     name = _insert(model.graph, original, contract.input)
+    return Prepared(serialize(model), name, outputs, audit.has_external_data(model))
+
+
+def serialize(model: Any) -> bytes:
+    """The bytes of an ONNX file. Raises InvalidModel: it is too large for one."""
     try:
-        content = model.SerializeToString()
+        return bytes(model.SerializeToString())
     except Exception as error:
         # The only way to fail here is protobuf's limit of 2 GiB, under whatever exception its version has for it.
         raise InvalidModel("the graph is too large to rewrite; save its weights as external data") from error
-    return Prepared(content, name, outputs, audit.has_external_data(model))
 
 
 def _find_input(graph: Any, contract: Contract) -> Any:
@@ -169,7 +175,7 @@ def _insert(graph: Any, original: Any, declared: Input) -> str:
     if declared.dtype == "uint8" and declared.layout == "nhwc":
         return str(original.name)
     taken = {name for node in graph.node for name in (*node.input, *node.output)}
-    prefix = _PIXELS
+    prefix = PIXELS
     while any(name.startswith(prefix) for name in taken):
         prefix += "_"
     steps = _steps(declared, prefix, graph)
