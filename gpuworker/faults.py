@@ -45,12 +45,17 @@ _ALLOCATION = (
 )
 
 
+def cuda_codes(error: BaseException) -> set[int]:
+    """Every cudaError_t that an engine's exception names."""
+    return {int(code) for code in _CODE.findall(str(error).lower())}
+
+
 def named(error: Exception) -> Exception:
     """What an engine's exception means: DeviceLost, MemoryError, or itself."""
     if isinstance(error, DeviceLost | MemoryError):
         return error
     text = str(error).lower()
-    codes = {int(code) for code in _CODE.findall(text)}
+    codes = cuda_codes(error)
     # First, for a lost device also fails to allocate.
     if codes & STICKY.keys() or any(words.lower() in text for words in STICKY.values()):
         return DeviceLost(str(error))

@@ -20,7 +20,7 @@ from onnx import external_data_helper
 from gateway.errors import InvalidModel
 from gpuworker import faults, sessions
 from gpuworker.gpu.backend import CardBackend
-from gpuworker.gpu.diagnosis import PROVIDER, cuda_provider_problem, preload
+from gpuworker.gpu.diagnosis import PROVIDER, card_problem, cuda_provider_problem, preload
 from gpuworker.gpu.precision import to_float16
 from gpuworker.graph import Prepared, prepare, serialize
 from gpuworker.wording import shown
@@ -85,8 +85,7 @@ class OnnxRuntimeRunner:
         # With it a size that is run again takes one block for all of its tensors, beside what its first run took.
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        settings = self._settings(card)
-        self._session = sessions.open_session(graph.content, options, PROVIDER, settings, _advice)
+        self._session = self._opened(graph.content, options, card)
         if not self._contract.gpu.cpu_nodes:
             check_assignment(self._session.get_provider_graph_assignment_info())
         # The largest first: what the arena takes for it serves every smaller size, the other way round nothing fits.
@@ -135,6 +134,21 @@ class OnnxRuntimeRunner:
                 f"onnxruntime-gpu {onnxruntime.__version__} is too old for this worker; install penstock[gpu]"
             )
         preload(onnxruntime)
+
+    def _opened(self, content: bytes, options: Any, card: Card) -> Any:
+        """The session. Raises InvalidModel, MemoryError, DeviceLost."""
+        try:
+            return sessions.open_session(content, options, PROVIDER, self._settings(card), _advice)
+        except InvalidModel as refusal:
+            # Its CUDA is another one than ours, so that a driver can be too old for it alone.
+            codes = faults.cuda_codes(refusal.__cause__) if refusal.__cause__ is not None else set()
+            problems = [problem for problem in map(card_problem, sorted(codes)) if problem is not None]
+            if not problems:
+                raise
+            raise InvalidModel(
+                f"ONNX Runtime {onnxruntime.__version__}, built for CUDA {getattr(onnxruntime, 'cuda_version', '?')},"
+                f" cannot use the GPU: {problems[0]}; see `penstock doctor`"
+            ) from refusal.__cause__
 
     def _prepared(self) -> Prepared:
         """The graph with its preprocessing, in the contract's precision. Raises InvalidModel."""

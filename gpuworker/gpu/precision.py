@@ -37,6 +37,9 @@ do not; or they end a graph; or what they give follows from an attribute.
 _AS_THEY_COME = frozenset({"Cast", "Shape", "Size"})
 """They take either type, and what they give does not follow from it."""
 
+_INPUTS_ARE_INPUTS = 4
+"""The first IR version in which they are no weights, unless a graph lets its users replace those."""
+
 _MAX = float(np.finfo(np.float16).max)
 _HALF = "tensor(float16)"
 _ONE_TO_FLOAT16 = "_penstock_float16"
@@ -76,6 +79,13 @@ class _Conversion:
     def __init__(self, model: Any) -> None:
         self._graph = model.graph
         self._opset = max(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+        if model.ir_version < _INPUTS_ARE_INPUTS:
+            # There weights had to be listed as inputs; those that are made here are not.
+            weights = {tensor.name for tensor in self._graph.initializer}
+            inputs = [value for value in self._graph.input if value.name not in weights]
+            del self._graph.input[:]
+            self._graph.input.extend(inputs)
+            model.ir_version = _INPUTS_ARE_INPUTS
         self._inline_constants()
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
         self._floats = self._find_floats(model)
@@ -99,7 +109,7 @@ class _Conversion:
         self._graph.node.extend(self._nodes)
         # They say the types of before.
         del self._graph.value_info[:]
-        # Graphs of before IR version 4 list their weights as inputs too, and an input without its weight is required.
+        # A weight that users may replace is an input too, which would be required without it.
         read = (
             {name for node in self._nodes for name in node.input}
             | {value.name for value in self._graph.input}
@@ -185,9 +195,10 @@ class _Conversion:
         known = {tensor.name: tensor.data_type for tensor in graph.initializer}
         for value in (*graph.input, *graph.value_info, *graph.output):
             known[value.name] = value.type.tensor_type.elem_type
+        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
         for node in graph.node:
             for name in node.output:
-                if name and not known.get(name):
+                if name in read and not known.get(name):
                     raise InvalidModel(
                         f"the type of '{shown(name)}', which {shown(node.op_type)} gives, cannot be told, so the graph"
                         " is not made float16; export it in float16, or set gpu.precision = 'float32'"

@@ -188,10 +188,14 @@ class PretendCard:
         # A real free waits for the device.
         for stream in self.streams.values():
             stream.wait()
+        self.give_back(address)
+        return self.answer()
+
+    def give_back(self, address):
+        """Of what no step uses any more; on any thread, for a stream's own may collect garbage."""
         self.device[address][0][: 64 << 20] = POISON
         del self.device[address]
         self.publish()
-        return self.answer()
 
     def cudaHostAlloc(self, size, flags):
         data = np.full(size, POISON, np.uint8)

@@ -66,6 +66,7 @@ class CudaSession:
     """onnxruntime.InferenceSession on CUDAExecutionProvider."""
 
     def __init__(self, real, content, settings):
+        self._card = pretend_cuda.card
         assert settings.keys() <= OPTIONS, settings.keys() - OPTIONS
         # cuDNN and cuBLAS handles belong to it.
         self._thread = threading.get_ident()
@@ -80,7 +81,7 @@ class CudaSession:
     # -- memory ----------------------------------------------------------------------------------------------------
 
     def _take(self, size):
-        status, address = pretend_cuda.card.cudaMalloc(max(1, size))
+        status, address = self._card.cudaMalloc(max(1, size))
         if int(status):
             raise RuntimeError(
                 f"CUDA failure {int(status)}: out of memory ; GPU=0 ; hostname=here ; file=cuda_allocator.cc ; line=1 ;"
@@ -107,11 +108,11 @@ class CudaSession:
     # -- running ---------------------------------------------------------------------------------------------------
 
     def _recording(self):
-        return pretend_cuda.card.streams[self._stream].recording is not None
+        return self._card.streams[self._stream].recording is not None
 
     def _spoil(self, code):
         """As CUDA does: the capture is no good any more, and neither is this call."""
-        pretend_cuda.card.streams[self._stream].spoiled = code
+        self._card.streams[self._stream].spoiled = code
         raise RuntimeError(
             f"CUDA failure {code}: operation not permitted when stream is capturing ; GPU=0 ; hostname=here ;"
             " file=cuda_execution_provider.cc ; line=1 ; expr=cudaStreamSynchronize(stream);"
@@ -119,19 +120,17 @@ class CudaSession:
 
     def _check_device(self):
         assert threading.get_ident() == self._thread
-        if pretend_cuda.card.sticky:
-            raise RuntimeError(
-                f"CUDA failure {pretend_cuda.card.sticky}: an illegal memory access was encountered ; GPU=0"
-            )
+        if self._card.sticky:
+            raise RuntimeError(f"CUDA failure {self._card.sticky}: an illegal memory access was encountered ; GPU=0")
 
     def _begin(self, batch, step, *, waits):
         self._check_device()
         self._grow(batch)
-        pretend_cuda.card.enqueue(self._stream, step)
+        self._card.enqueue(self._stream, step)
         if waits:
             if self._recording():
                 self._spoil(900)
-            pretend_cuda.card.streams[self._stream].wait()
+            self._card.streams[self._stream].wait()
             self._check_device()
 
     def io_binding(self):
@@ -144,11 +143,11 @@ class CudaSession:
         self._check_shapes(binding, source, shape)
 
         def step():
-            pretend_cuda.card._check(pretend_cuda.card.device, address, size)
+            self._card._check(self._card.device, address, size)
             pixels = np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype).reshape(shape).copy()
             for name, array in zip(names, self._compute(names, source, pixels), strict=True):
                 target = binding.outputs[name][2]
-                pretend_cuda.card._check(pretend_cuda.card.device, target, array.nbytes)
+                self._card._check(self._card.device, target, array.nbytes)
                 ctypes.memmove(target, np.ascontiguousarray(array).ctypes.data, array.nbytes)
 
         quiet = run_options is not None and NO_WAIT in run_options.entries and run_options.entries[NO_WAIT] == "1"
@@ -198,7 +197,7 @@ class CudaSession:
 
     def __del__(self):
         for address, _ in [*getattr(self, "_arena", []), *([self._weights] if hasattr(self, "_weights") else [])]:
-            pretend_cuda.card.cudaFree(address)
+            self._card.give_back(address)
 
 
 def install(module, put=setattr):

@@ -134,6 +134,31 @@ def test_a_provider_that_does_not_load_is_refused_by_what_is_missing(card, tmp_p
     )
 
 
+def test_a_driver_that_is_too_old_for_onnxruntime_alone_is_not_the_graphs_fault(card, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError(
+            'Failed to parse provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for CUDA'
+            " runtime version ; GPU=-1 ; expr=cudaGetDeviceCount(&num_devices);"
+        )
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "__new__", fails)
+    monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
+    assert refusal(graphs.contract(), graphs.save(graphs.means(), tmp_path)) == (
+        f"ONNX Runtime {onnxruntime.__version__}, built for CUDA 13.0, cannot use the GPU: the NVIDIA driver is older"
+        " than this CUDA needs, or there is none; install or upgrade it, and in a container start it with --gpus; see"
+        " `penstock doctor`"
+    )
+
+
+def test_a_graph_that_onnxruntime_does_not_take_is_refused_as_on_the_cpu(card, tmp_path):
+    model = graphs.means()
+    model.graph.node[0].attribute.add(name="nonsense", i=1, type=2)
+    assert refusal(graphs.contract(), graphs.save(model, tmp_path)) == (
+        f"ONNX Runtime {onnxruntime.__version__} does not take this graph; check that it is valid and that its opset is"
+        " not too new; its own words are in the log"
+    )
+
+
 def test_the_cpus_package_is_refused_by_its_name(card, tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert refusal(graphs.contract(), graphs.save(graphs.means(), tmp_path)) == (

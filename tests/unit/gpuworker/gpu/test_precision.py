@@ -171,14 +171,18 @@ def test_casts_keep_what_they_say():
     np.testing.assert_allclose(run(found, x=x)[0], run(model, x=x)[0], rtol=0.002)
 
 
-def test_weights_that_old_graphs_list_as_inputs_stay_theirs():
+@pytest.mark.parametrize(("version", "inputs"), [(3, ["x"]), (8, ["x", "w"])])
+def test_weights_that_are_listed_as_inputs_stay_weights(version, inputs):
     model = graphs.draw(
         [helper.make_node("Mul", ["x", "w"], ["y"])],
         {**IMAGE, "w": (F32, [3, 1, 1])},
         {"y": (F32, ["N", 3, 4, 4])},
         {"w": np.full((3, 1, 1), 2, np.float32)},
     )
+    model.ir_version = version
     found = to_float16(model)
+    onnx.checker.check_model(found, full_check=True)
+    assert [value.name for value in found.graph.input] == inputs
     x = pixels()
     np.testing.assert_allclose(run(found, x=x)[0], x * 2, rtol=0.002)
 
@@ -199,7 +203,8 @@ def test_what_cannot_be_converted_is_refused():
     model = graphs.draw([helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")], IMAGE, {"y": (F32, None)})
     with pytest.raises(InvalidModel, match=r"operator 'Gelu' of 'com\.microsoft' is not made float16"):
         to_float16(model)
-    model = graphs.draw([helper.make_node("Nonsense", ["x"], ["z"])], IMAGE, {"y": (F32, None)})
+    nodes = [helper.make_node("Nonsense", ["x"], ["z"]), helper.make_node("Neg", ["z"], ["y"])]
+    model = graphs.draw(nodes, IMAGE, {"y": (F32, None)})
     with pytest.raises(InvalidModel, match="the type of 'z', which Nonsense gives, cannot be told"):
         to_float16(model)
     model = graphs.means()
@@ -224,6 +229,21 @@ def test_a_real_model_says_the_same_about_real_photos(tmp_path):
         assert ours.dtype == np.float32
         assert ours.argmax() == wanted.argmax(), name
         np.testing.assert_allclose(softmax(ours), softmax(wanted), atol=PROBABILITY_MAX, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bvlc_alexnet", "inception_v1", "squeezenet"])
+def test_old_graphs_of_real_architectures_are_converted(name):
+    light = Path(onnx.__file__).parent / "backend/test/data/light" / f"light_{name}.onnx"
+    model = onnx.load(light)
+    found = to_float16(model)
+    onnx.checker.check_model(found)
+    halves = {output for node in found.graph.node if node.op_type == "Conv" for output in node.output}
+    values = onnx.shape_inference.infer_shapes(found).graph.value_info
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    assert {types[name] for name in halves} == {F16}
+    assert [value.name for value in found.graph.output] == [value.name for value in model.graph.output]
+    assert session(found).get_outputs()[0].type == "tensor(float)"
 
 
 def softmax(logits):
