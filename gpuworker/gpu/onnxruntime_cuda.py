@@ -18,7 +18,7 @@ import onnxruntime
 from onnx import external_data_helper
 
 from gateway.errors import InvalidModel
-from gpuworker import faults, sessions
+from gpuworker import faults, log, sessions
 from gpuworker.gpu.backend import CardBackend
 from gpuworker.gpu.diagnosis import PROVIDER, card_problem, cuda_provider_problem, preload
 from gpuworker.gpu.precision import to_float16
@@ -86,8 +86,14 @@ class OnnxRuntimeRunner:
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self._session = self._opened(graph.content, options, card)
-        if not self._contract.gpu.cpu_nodes:
-            check_assignment(self._session.get_provider_graph_assignment_info())
+        left = on_the_cpu(self._session.get_provider_graph_assignment_info())
+        if left and not self._contract.gpu.cpu_nodes:
+            raise InvalidModel(
+                f"CUDA has no kernels for these operators of the graph: {left}; the CPU would run them and the rest"
+                " wait for it: export the graph without them, or allow it with gpu.cpu_nodes = true"
+            )
+        if left:
+            log.event("cpu_nodes", level="warning", operators=left)
         # The largest first: what the arena takes for it serves every smaller size, the other way round nothing fits.
         self._fields = sessions.fields_of(self._probe(self._contract.batching.sizes[-1]))
         return self._fields
@@ -188,8 +194,8 @@ def _advice() -> str:
     return f"{cuda_provider_problem() or 'its own words are in the log'}; see `penstock doctor`"
 
 
-def check_assignment(assigned: Sequence[Any]) -> None:
-    """Raise InvalidModel if the CPU runs more of a graph than the arithmetic of its shapes.
+def on_the_cpu(assigned: Sequence[Any]) -> str:
+    """What the CPU runs of a graph besides the arithmetic of its shapes: operators and nodes, for people; else empty.
 
     `assigned`: onnxruntime.OrtEpAssignedSubgraph, those of all providers.
     """
@@ -199,14 +205,9 @@ def check_assignment(assigned: Sequence[Any]) -> None:
             for node in part.get_nodes():
                 if node.domain not in {"", "ai.onnx"} or node.op_type not in SHAPE_OPERATORS:
                     found[node.op_type].append(node.name)
-    if found:
-        operators = [f"{shown(kind)} ({_listed(names)})" for kind, names in sorted(found.items())]
-        more = f" and {len(operators) - _NAMED_MAX} more" if len(operators) > _NAMED_MAX else ""
-        raise InvalidModel(
-            f"CUDA has no kernels for these operators of the graph: {', '.join(operators[:_NAMED_MAX])}{more}; the CPU"
-            " would run them and the rest wait for it: export the graph without them, or allow it with gpu.cpu_nodes ="
-            " true"
-        )
+    operators = [f"{shown(kind)} ({_listed(names)})" for kind, names in sorted(found.items())]
+    more = f" and {len(operators) - _NAMED_MAX} more" if len(operators) > _NAMED_MAX else ""
+    return ", ".join(operators[:_NAMED_MAX]) + more
 
 
 def _listed(names: Sequence[str]) -> str:

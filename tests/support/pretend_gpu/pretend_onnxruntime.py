@@ -70,7 +70,9 @@ class CudaSession:
         assert settings.keys() <= OPTIONS, settings.keys() - OPTIONS
         # cuDNN and cuBLAS handles belong to it.
         self._thread = threading.get_ident()
-        self._stream = int(settings["user_compute_stream"])
+        # Without one it has its own, which is in step with nobody's.
+        stream = settings.get("user_compute_stream") or self._card.cudaStreamCreateWithFlags(1)[1]
+        self._stream = int(stream)
         self._limit = int(settings["gpu_mem_limit"])
         model = onnx.load_model_from_string(content)
         self._weights = self._take(sum(math.prod(each.dims) * 4 for each in model.graph.initializer))
