@@ -1,8 +1,8 @@
 """The way of the bytes over a (pretend) card: lanes, streams, graphs, and what a broken device looks like."""
 
 import ctypes
-import threading
 import sys
+import threading
 
 import numpy as np
 import pytest
