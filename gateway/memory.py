@@ -39,6 +39,7 @@ def device_grant(settings: Settings) -> DeviceGrant:
     return DeviceGrant(
         memory_size_max=settings.device_memory_size_max,
         engine_dir=paths.engine_dir(settings),
+        engines_size_max=settings.engines_size_max,
         foreign_engines=settings.foreign_engines,
     )
 

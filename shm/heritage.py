@@ -76,7 +76,9 @@ class DeviceGrant(msgspec.Struct, frozen=True, kw_only=True):
     memory_size_max: int = 0
     """Bytes of device memory; 0: as much as is free."""
     engine_dir: str = ""
-    """Folder of built engines, made by the gateway, ours alone; empty: none is kept."""
+    """Folder of built engines, made by the worker that needs it, ours alone; empty: none is kept."""
+    engines_size_max: int = 0
+    """Bytes of built engines that are kept there; 0: any."""
     foreign_engines: bool = False
     """Whether an engine that was built elsewhere may be run: it is native code."""
 
