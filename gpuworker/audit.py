@@ -59,7 +59,7 @@ def audit(model: Any, directory: Path) -> None:
     """Check every node and every tensor, in subgraphs and functions too. Raises InvalidModel."""
     local = {(function.domain, function.name) for function in model.functions}
     home = directory.resolve()
-    for nodes, tensors in _parts(model):
+    for nodes, tensors in parts(model):
         for node in nodes:
             if node.op_type in _OPAQUE:
                 raise InvalidModel(
@@ -78,7 +78,20 @@ def audit(model: Any, directory: Path) -> None:
 def has_external_data(model: Any) -> bool:
     """Whether any weight is in a file beside the graph."""
     external = onnx.TensorProto.EXTERNAL
-    return any(tensor.data_location == external for _, tensors in _parts(model) for tensor in tensors)
+    return any(tensor.data_location == external for _, tensors in parts(model) for tensor in tensors)
+
+
+def external_files(model: Any, directory: Path) -> set[Path]:
+    """The files beside the graph that hold weights of an audited model."""
+    external = onnx.TensorProto.EXTERNAL
+    return {
+        directory / entry.value
+        for _, tensors in parts(model)
+        for tensor in tensors
+        if tensor.data_location == external
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 def _check_location(tensor: Any, home: Path) -> None:
@@ -101,7 +114,7 @@ def _check_location(tensor: Any, home: Path) -> None:
         )
 
 
-def _parts(model: Any) -> Iterator[tuple[Any, list[Any]]]:
+def parts(model: Any) -> Iterator[tuple[Any, list[Any]]]:
     """Every list of nodes of the model, with the tensors that belong to it."""
     graphs = [model.graph]
     for function in model.functions:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 OPSET_MIN = 7
 """The first in which Mul and Add broadcast as NumPy does."""
 
+_OPSET = 13
+_IR_VERSION = 7
+"""Of what is drawn here; every engine takes both."""
+
 PIXELS = "penstock_pixels"
 """What the names of everything that is put in front begin with."""
 
@@ -68,6 +72,38 @@ def serialize(model: Any) -> bytes:
     except Exception as error:
         # The only way to fail here is protobuf's limit of 2 GiB, under whatever exception its version has for it.
         raise InvalidModel("the graph is too large to rewrite; save its weights as external data") from error
+
+
+def check_tensors(graph: Any, contract: Contract) -> tuple[str, tuple[str, ...]]:
+    """The image input's name and the names of the outputs that the task reads, of a graph with nothing in it but
+    inputs and outputs. Raises InvalidModel as `prepare` does.
+    """
+    original = _find_input(graph, contract)
+    _check_input(original, contract)
+    return original.name, _find_outputs(graph, contract)
+
+
+def preprocessing(contract: Contract, target: str) -> Prepared | None:
+    """A graph of the preprocessing alone: uint8[N, h, w, c] to `target`, as the contract's model takes it.
+
+    None when that model takes pixels as they are.
+    """
+    declared = contract.input
+    if declared.dtype == "uint8" and declared.layout == "nhwc":
+        return None
+    height, width, channels = declared.shape
+    shape = ("N", channels, height, width) if declared.layout == "nchw" else ("N", height, width, channels)
+    kind = next(kind for kind, name in _DTYPES.items() if name == declared.dtype)
+    source = f"{target}_"
+    graph = helper.make_graph(
+        [helper.make_node("Cast", [source], [target], to=kind)],
+        "preprocessing",
+        [helper.make_tensor_value_info(source, kind, shape)],
+        [helper.make_tensor_value_info(target, kind, shape)],
+    )
+    name = _insert(graph, graph.input[0], declared)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    return Prepared(serialize(model), name, (target,), external=False)
 
 
 def _find_input(graph: Any, contract: Contract) -> Any:
