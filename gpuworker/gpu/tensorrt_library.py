@@ -1,0 +1,64 @@
+"""TensorRT itself, imported once, and its words. Its calls answer False or None, and say why only to a logger.
+
+Its state is the one logger of this process: TensorRT keeps the first that it is given, whatever comes later.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+from gateway.errors import InvalidModel
+from gpuworker import faults, log
+
+try:
+    import tensorrt as trt
+except OSError as error:
+    # Its own libraries are opened by name, and a missing one is no ImportError there.
+    raise ImportError(str(error), name="tensorrt") from error
+
+__all__ = ["WORDS", "failure", "trt"]
+
+WORDS_MAX = 16
+"""Errors that are kept for whoever asks why."""
+
+
+class Words(trt.ILogger):  # type: ignore[misc]
+    """Errors and warnings go to the worker's log; errors are kept, too. Called from any thread."""
+
+    def __init__(self) -> None:
+        # By name, as pybind11 asks: super() would not make the C++ part.
+        trt.ILogger.__init__(self)
+        self._errors: collections.deque[str] = collections.deque(maxlen=WORDS_MAX)
+        severity = trt.ILogger.Severity
+        self._levels = {severity.INTERNAL_ERROR: "error", severity.ERROR: "error", severity.WARNING: "warning"}
+
+    def log(self, severity: Any, msg: str) -> None:
+        """Take one line of TensorRT's."""
+        level = self._levels.get(severity)
+        if level is None:
+            return
+        if level == "error":
+            self._errors.append(msg)
+        log.event("tensorrt_said", level=level, detail=msg)
+
+    def take(self) -> str:
+        """All errors since the last time, which are forgotten."""
+        found = "; ".join(self._errors)
+        self._errors.clear()
+        return found
+
+
+WORDS = Words()
+
+
+def failure(sentence: str) -> Exception:
+    """What to raise after a call that said no: MemoryError or DeviceLost by TensorRT's words, else a refusal.
+
+    `sentence` goes on after "TensorRT <version> ".
+    """
+    words = WORDS.take()
+    meaning = faults.named(RuntimeError(words))
+    if isinstance(meaning, RuntimeError):
+        return InvalidModel(f"TensorRT {trt.__version__} {sentence}; its own words are in the log")
+    return meaning
