@@ -41,6 +41,8 @@ TIMING_SIZE_MAX = 256 << 20
 _MAGIC = b"penstock engine\n"
 _HEADER = struct.Struct("<16sIIQ32x")
 _POLL_S = 0.2
+_PART_AGE_MAX_S = 3600
+"""Nobody writes timings for that long."""
 
 
 class DamagedEngine(Exception):
@@ -48,7 +50,7 @@ class DamagedEngine(Exception):
 
 
 class Plan:
-    """An engine's bytes, in memory as long as this lives; its file is not evicted before `close`."""
+    """An engine's bytes, in memory until `settle`; its file is not evicted before `close`."""
 
     def __init__(self, fd: int) -> None:
         """Takes the descriptor. Raises DamagedEngine; then it is closed."""
@@ -70,14 +72,23 @@ class Plan:
             self.close()
             raise
 
-    def close(self) -> None:
-        """Let go of it."""
+    def settle(self) -> None:
+        """TensorRT has its own copy: give the bytes back, and stay the one who uses the file, if there is one."""
         content = getattr(self, "content", None)
         if content is not None:
             content.release()
         if self._map is not None:
             self._map.close()
             self._map = None
+        if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
+            self._close_fd()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.settle()
+        self._close_fd()
+
+    def _close_fd(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -221,6 +232,7 @@ class EngineCache:
 
     def _evict(self, newest: str) -> None:
         """Remove the engines that were used longest ago, until the rest fits; never one in use, nor the newest."""
+        self._sweep()
         found = []
         for path in self._folder.glob("*.plan"):
             with contextlib.suppress(OSError):
@@ -233,6 +245,17 @@ class EngineCache:
             if path.stem != newest and self._evict_one(path):
                 total -= size
                 log.event("engine_evicted", key=path.stem, size=size)
+
+    def _sweep(self) -> None:
+        """Remove what builders left that were killed."""
+        for lock in self._folder.glob("*.lock"):
+            plan = lock.with_suffix(".plan")
+            if not plan.exists():
+                self._evict_one(plan)
+        for part in self._folder.glob("timing-*.part"):
+            with contextlib.suppress(OSError):
+                if time.time() - part.stat().st_mtime > _PART_AGE_MAX_S:
+                    part.unlink()
 
     def _evict_one(self, path: Path) -> bool:
         """Remove an engine that nobody runs and nobody builds, with what belongs to it; return whether it went."""

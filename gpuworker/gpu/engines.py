@@ -227,4 +227,6 @@ def _folder_trouble() -> Iterator[None]:
     except ConnectionError:
         raise
     except OSError as error:
-        raise InvalidModel(f"engine_dir cannot be written ({error.strerror}); make room, or set another one") from error
+        raise InvalidModel(
+            f"the engine cannot be built and kept ({error.strerror}); make room in engine_dir, or set another one"
+        ) from error

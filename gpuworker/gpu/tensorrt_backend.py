@@ -177,6 +177,7 @@ class TensorRtRunner:
                 plan.close()
                 raise
             else:
+                plan.settle()
                 self._plans.append(plan)
                 return engine
         raise InvalidModel(

@@ -39,6 +39,12 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
+def _within(least: Sequence[int], shape: Sequence[int], most: Sequence[int]) -> bool:
+    return len(least) == len(shape) and all(
+        low <= axis <= high for low, axis, high in zip(least, shape, most, strict=True)
+    )
+
+
 class Engine:
     """An engine in device memory. All calls come from one thread."""
 
@@ -93,20 +99,27 @@ class Engine:
 
     def find_profile(self, size: int) -> int | None:
         """The optimization profile for a batch of `size`, one that no other size has if there is such; or None."""
-        name, fitting, shape = self.inputs[0].name, [], (size, *self._row)
-        for index in range(self._engine.num_optimization_profiles):
-            least, _, most = self._engine.get_tensor_profile_shape(name, index)
-            if all(low <= axis <= high for low, axis, high in zip(least, shape, most, strict=True)):
-                fitting.append(index)
+        shape = (size, *self._row)
+        fitting = [index for index, (least, most) in enumerate(self._profiles()) if _within(least, shape, most)]
         return min(fitting, key=lambda index: (index not in self._free_profiles, index), default=None)
 
     def describe_profiles(self) -> str:
         """Which shapes of the input it takes, for people."""
-        name, said = self.inputs[0].name, []
+        return ", ".join(
+            str(list(least)) if least == most else f"{list(least)} to {list(most)}" for least, most in self._profiles()
+        )
+
+    def _profiles(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """The least and the largest shape of the input in each optimization profile."""
+        source, found = self.inputs[0], []
         for index in range(self._engine.num_optimization_profiles):
-            least, _, most = self._engine.get_tensor_profile_shape(name, index)
-            said.append(f"{list(least)}" if tuple(least) == tuple(most) else f"{list(least)} to {list(most)}")
-        return ", ".join(said)
+            if -1 not in source.shape:
+                # Nothing is free: there is one shape, and a profile need not name it.
+                found.append((source.shape, source.shape))
+                continue
+            least, _, most = self._engine.get_tensor_profile_shape(source.name, index)
+            found.append((tuple(int(axis) for axis in least), tuple(int(axis) for axis in most)))
+        return found
 
     def prepare(self, size: int) -> None:
         """Make the context for a batch of `size` rows and settle its shapes. Raises InvalidModel, MemoryError."""

@@ -6,6 +6,7 @@ Its state is the one logger of this process: TensorRT keeps the first that it is
 from __future__ import annotations
 
 import collections
+import contextlib
 from typing import Any
 
 from gateway.errors import InvalidModel
@@ -38,9 +39,11 @@ class Words(trt.ILogger):  # type: ignore[misc]
         level = self._levels.get(severity)
         if level is None:
             return
-        if level == "error":
-            self._errors.append(msg)
-        log.event("tensorrt_said", level=level, detail=msg)
+        # It is called by C++ that takes no exception: one would end the process.
+        with contextlib.suppress(Exception):
+            if level == "error":
+                self._errors.append(msg)
+            log.event("tensorrt_said", level=level, detail=msg)
 
     def take(self) -> str:
         """All errors since the last time, which are forgotten."""

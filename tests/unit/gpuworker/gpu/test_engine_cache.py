@@ -173,6 +173,44 @@ def test_an_engine_that_is_being_built_again_stays(cache, folder):
     assert {path.name for path in folder.iterdir()} == {"c.plan"}
 
 
+def test_what_killed_builders_left_goes_with_the_next_build(cache, folder):
+    for key in ("a", "b"):
+        fd = cache.part(key)
+        os.close(fd)
+        (folder / f"{key}.lock").touch()
+    (folder / "timing-t.1.part").touch()
+    os.utime(folder / "timing-t.1.part", (1000, 1000))
+    (folder / "timing-t.2.part").touch()
+    with cache.building("b", pytest.fail):
+        keep(cache, KEY)
+        assert {path.name for path in folder.iterdir()} == {f"{KEY}.plan", "b.lock", "b.part", "timing-t.2.part"}
+
+
+def test_a_settled_engine_is_in_use_and_not_in_memory(cache, folder):
+    full = EngineCache(folder, 1)
+    keep(full, KEY)
+    plan = full.find(KEY)
+    plan.settle()
+    with pytest.raises(ValueError, match="released"):
+        bytes(plan.content)
+    keep(full, "other")
+    assert (folder / f"{KEY}.plan").exists()
+    plan.close()
+    keep(full, "third")
+    assert not (folder / f"{KEY}.plan").exists()
+
+
+def test_an_engine_without_a_file_is_given_back_when_it_is_settled():
+    fd = os.memfd_create("test")
+    write_plan(fd, b"engine")
+    plan = Plan(fd)
+    assert bytes(plan.content) == b"engine"
+    plan.settle()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    plan.close()
+
+
 def test_one_builds_and_the_others_wait(cache, folder):
     seen, waits = [], threading.Event()
 

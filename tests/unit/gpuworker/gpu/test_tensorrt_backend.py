@@ -148,7 +148,8 @@ def test_raw_outputs_of_several_types(tensorrt, kept, tmp_path):
     same(found, on_the_cpu(graphs.contract(task="raw"), tmp_path))
 
 
-def test_weights_beside_the_graph_are_read_by_the_builder(tensorrt, tmp_path, builds):
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_weights_beside_the_graph_are_read(tensorrt, tmp_path, builds, precision):
     tensorrt("10.13")
     model = graphs.draw(
         [helper.make_node("Mul", ["x", "w"], ["y"])],
@@ -160,7 +161,7 @@ def test_weights_beside_the_graph_are_read_by_the_builder(tensorrt, tmp_path, bu
     directory.mkdir()
     where = {"save_as_external_data": True, "location": "w.bin", "size_threshold": 0, "convert_attribute": False}
     onnx.save(model, directory / "model.onnx", **where)
-    spec = contract(task="raw")
+    spec = contract(task="raw", gpu=f'precision = "{precision}"')
     with opened(spec, directory, engines) as backend:
         same(answers(backend), on_the_cpu(graphs.contract(task="raw"), directory))
     content = bytearray((directory / "w.bin").read_bytes())
@@ -362,6 +363,14 @@ def test_float16_is_in_the_graph_and_close_to_float32(tensorrt, tmp_path, builds
         assert mine["y"].dtype == np.float32
         np.testing.assert_allclose(mine["y"], other["y"], rtol=2e-3, atol=2e-2)
     assert [json.loads(path.read_text()) for path in builds.iterdir()] == [flags]
+
+
+def test_a_graph_of_one_size_has_one(tensorrt, tmp_path):
+    tensorrt("10.13")
+    graphs.save(graphs.means(batch=2), tmp_path / "m")
+    with opened(contract(batching="sizes = [2]"), tmp_path / "m", tmp_path / "e") as backend:
+        found = answers(backend, (2,))
+    same(found, on_the_cpu(graphs.contract(batching="sizes = [2]"), tmp_path / "m"))
 
 
 def test_an_output_without_a_batch_axis_is_refused(tensorrt, tmp_path):
