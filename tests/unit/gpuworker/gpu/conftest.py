@@ -31,3 +31,18 @@ def tensorrt(card, monkeypatch):
 
     yield install
     forget()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Engines that tests of this file need more than once; none of them counts builds there."""
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture
+def builds(monkeypatch, tmp_path):
+    """A folder in which each build leaves a file."""
+    folder = tmp_path / "builds"
+    folder.mkdir()
+    monkeypatch.setenv("PENSTOCK_PRETEND_BUILDS", str(folder))
+    return folder

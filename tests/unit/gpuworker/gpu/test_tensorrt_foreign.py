@@ -1,6 +1,5 @@
 """Engines that were built elsewhere: refused unless allowed, checked against the contract, run behind a front."""
 
-import contextlib
 import json
 
 import numpy as np
@@ -8,20 +7,13 @@ import onnx
 import pytest
 from onnx import helper
 
-from gateway.errors import InvalidModel
 from gpuworker.backend import Setup, open_backend
 from gpuworker.device import Device
-from shm.heritage import DeviceGrant
 from tests.support import graphs
+from tests.support.engines import NORMALISED, contract, opened, refusal
 
 FLOAT, HALF, UINT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8
-NORMALISED = "mean = [10.0, 20.0, 30.0]\nstd = [2.0, 4.0, 8.0]"
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    return tmp_path_factory.mktemp("engines")
 
 
 def save(trt, model, directory, sizes=((1, 1), (2, 2), (4, 4)), version=None):
@@ -35,33 +27,17 @@ def save(trt, model, directory, sizes=((1, 1), (2, 2), (4, 4)), version=None):
     return directory
 
 
-def contract(**sections):
-    sections.setdefault("batching", "sizes = [1, 2, 4]")
-    return graphs.contract('backend = "tensorrt"', **sections)
+def foreign(spec, directory, engines):
+    return opened(spec, directory, engines, foreign_engines=True)
 
 
-@contextlib.contextmanager
-def opened(spec, directory, engines, *, foreign=True):
-    grant = DeviceGrant(engine_dir=str(engines), foreign_engines=foreign)
-    backend = open_backend(spec, directory, Setup(Device("cuda", "0"), 1, grant))
-    try:
-        backend.load(lambda stage, share: None)
-        for size in spec.batching.sizes:
-            backend.warmup(size)
-        yield backend
-    finally:
-        backend.close()
-
-
-def refusal(spec, directory, engines, *, foreign=True):
-    with pytest.raises(InvalidModel) as caught, opened(spec, directory, engines, foreign=foreign):
-        pass
-    return str(caught.value)
+def refused(spec, directory, engines):
+    return refusal(spec, directory, engines, foreign_engines=True)
 
 
 def test_it_is_refused_unless_the_operator_allows_it(tensorrt, kept, tmp_path):
     save(tensorrt("10.13"), graphs.means(), tmp_path / "m")
-    said = refusal(contract(), tmp_path / "m", kept, foreign=False)
+    said = refusal(contract(), tmp_path / "m", kept)
     assert said.startswith("model.plan is an engine that was built elsewhere, which is native code")
     assert said.endswith("put model.onnx there instead, or set foreign_engines = true if you trust its source")
 
@@ -69,7 +45,7 @@ def test_it_is_refused_unless_the_operator_allows_it(tensorrt, kept, tmp_path):
 def test_a_graph_beside_it_is_what_counts(tensorrt, kept, tmp_path):
     directory = save(tensorrt("10.13"), graphs.echo(["N", 3, 4, 4]), tmp_path / "m")
     graphs.save(graphs.means(), directory)
-    with opened(contract(), directory, kept, foreign=False) as backend:
+    with opened(contract(), directory, kept) as backend:
         assert backend.fields[0].shape == (3,)
 
 
@@ -90,7 +66,7 @@ def test_pixels_are_prepared_in_front_of_it(tensorrt, kept, tmp_path, version, l
     pixels = np.random.default_rng(3).integers(0, 256, (4, 48), np.uint8)
     theirs = open_backend(graphs.contract(input=words, task="raw"), tmp_path / "g", Setup(Device("cpu"), 1))
     theirs.load(lambda stage, share: None)
-    with opened(contract(input=words, task="raw"), tmp_path / "m", kept) as ours:
+    with foreign(contract(input=words, task="raw"), tmp_path / "m", kept) as ours:
         assert (ours._runner.front is None) == ((layout, dtype) == ("nhwc", "uint8"))
         for size in (1, 2, 4):
             theirs.warmup(size)
@@ -106,7 +82,7 @@ def test_outputs_that_nobody_reads_have_a_place_of_their_own(tensorrt, kept, car
     model = graphs.means()
     model.graph.output.append(helper.make_tensor_value_info("p", FLOAT, ["N", 3, 1, 1]))
     save(tensorrt("10.13"), model, tmp_path / "m")
-    with opened(contract(output='tensor = "y"'), tmp_path / "m", kept) as backend:
+    with foreign(contract(output='tensor = "y"'), tmp_path / "m", kept) as backend:
         backend.staging(2)[0][:] = 9
         assert backend.run(2, 1).arrays["y"].tolist() == [[9, 9, 9]]
     assert not card.device
@@ -124,14 +100,14 @@ def test_outputs_that_nobody_reads_have_a_place_of_their_own(tensorrt, kept, car
 )
 def test_a_size_that_no_profile_covers_is_named(tensorrt, kept, tmp_path, sizes, words):
     save(tensorrt("10.13"), graphs.means(), tmp_path / "m", sizes)
-    assert words in refusal(contract(), tmp_path / "m", kept)
+    assert words in refused(contract(), tmp_path / "m", kept)
 
 
 def test_one_profile_for_several_sizes_is_refused_in_words(tensorrt, kept, tmp_path):
     save(tensorrt("10.13"), graphs.means(), tmp_path / "m", ((1, 4),))
-    said = refusal(contract(), tmp_path / "m", kept)
+    said = refused(contract(), tmp_path / "m", kept)
     assert "its optimization profile 0 serves another size already" in said
-    with opened(contract(batching="sizes = [4]"), tmp_path / "m", kept):
+    with foreign(contract(batching="sizes = [4]"), tmp_path / "m", kept):
         pass
 
 
@@ -147,7 +123,7 @@ def test_one_profile_for_several_sizes_is_refused_in_words(tensorrt, kept, tmp_p
 )
 def test_its_tensors_have_to_fit_the_contract(tensorrt, kept, tmp_path, model, spec, words):
     save(tensorrt("10.13"), model, tmp_path / "m")
-    assert words in refusal(contract(**spec), tmp_path / "m", kept)
+    assert words in refused(contract(**spec), tmp_path / "m", kept)
 
 
 @pytest.mark.parametrize("content", [b"garbage", None])
@@ -155,17 +131,17 @@ def test_what_tensorrt_does_not_take_is_refused(tensorrt, kept, tmp_path, conten
     directory = save(tensorrt("10.13"), graphs.means(), tmp_path / "m", version="8.6")
     if content is not None:
         (directory / "model.plan").write_bytes(content)
-    said = refusal(contract(), directory, kept)
+    said = refused(contract(), directory, kept)
     assert said.startswith("TensorRT 10.13.0.1 does not take model.plan: it is of another version, for another GPU, or")
 
 
 def test_an_empty_and_an_unreadable_file_are_refused(tensorrt, kept, tmp_path):
     tensorrt("10.13")
     (tmp_path / "model.plan").write_bytes(b"")
-    assert refusal(contract(), tmp_path, kept) == "model.plan is empty; build the engine again"
+    assert refused(contract(), tmp_path, kept) == "model.plan is empty; build the engine again"
     (tmp_path / "model.plan").unlink()
     (tmp_path / "model.plan").mkdir()
-    assert "model.plan cannot be read (Is a directory)" in refusal(contract(), tmp_path, kept)
+    assert "model.plan cannot be read (Is a directory)" in refused(contract(), tmp_path, kept)
 
 
 @pytest.mark.parametrize("method", ["get_tensor_format", "get_tensor_location"])
@@ -174,4 +150,4 @@ def test_tensors_that_do_not_lie_plainly_are_refused(tensorrt, kept, tmp_path, m
     save(trt, graphs.means(), tmp_path / "m")
     odd = trt.TensorFormat.CHW2 if method == "get_tensor_format" else trt.TensorLocation.HOST
     monkeypatch.setattr(trt.ICudaEngine, method, lambda self, name: odd)
-    assert "the engine's 'x' is not a plain tensor in device memory" in refusal(contract(), tmp_path / "m", kept)
+    assert "the engine's 'x' is not a plain tensor in device memory" in refused(contract(), tmp_path / "m", kept)
