@@ -18,11 +18,12 @@ exit  meaning
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib
 import os
 import sys
-from typing import Self
+from typing import NoReturn, Self
 
 import msgspec
 
@@ -113,5 +114,15 @@ def main(arguments: list[str]) -> Exit:
     return Exit.DONE
 
 
+def leave(code: Exit) -> NoReturn:
+    """End this process at once: what the libraries do to a card on their way out may crash, and the engine is written.
+
+    The driver takes everything back by itself.
+    """
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
