@@ -14,7 +14,7 @@ from gpuworker.backend import DeviceLost
 from gpuworker.gpu import tensorrt_versions as versions
 from gpuworker.gpu.card import Card, CudaError
 from gpuworker.gpu.engine_cache import EngineCache, write_plan
-from gpuworker.gpu.tensorrt_library import WORDS, failure, trt
+from gpuworker.gpu.tensorrt_library import WORDS, failure, register_plugins, trt
 from gpuworker.wording import shown
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def build(errand: Errand) -> None:
 
 def _build(errand: Errand) -> None:
     order = errand.order
+    register_plugins()
     builder = trt.Builder(WORDS)
     network = versions.make_network(trt, builder, order.typing)
     parser = trt.OnnxParser(network, WORDS)

@@ -17,7 +17,7 @@ from gateway.errors import InvalidModel
 from gpuworker.gpu import tensorrt_versions as versions
 from gpuworker.gpu.backend import check_field
 from gpuworker.gpu.card import Memory
-from gpuworker.gpu.tensorrt_library import WORDS, failure, trt
+from gpuworker.gpu.tensorrt_library import WORDS, failure, register_plugins, trt
 from gpuworker.wording import shown
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Engine:
         self._spare: dict[str, Memory] = {}
         self._scratch: Memory | None = None
         self._free_profiles: set[int] = set()
+        register_plugins()
         WORDS.take()
         self._runtime = trt.Runtime(WORDS)
         if host_code:

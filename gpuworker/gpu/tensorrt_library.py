@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 from typing import Any
 
 from gateway.errors import InvalidModel
@@ -18,7 +19,7 @@ except OSError as error:
     # Its own libraries are opened by name, and a missing one is no ImportError there.
     raise ImportError(str(error), name="tensorrt") from error
 
-__all__ = ["WORDS", "failure", "trt"]
+__all__ = ["WORDS", "failure", "register_plugins", "trt"]
 
 WORDS_MAX = 16
 """Errors that are kept for whoever asks why."""
@@ -53,6 +54,17 @@ class Words(trt.ILogger):  # type: ignore[misc]
 
 
 WORDS = Words()
+
+
+@functools.cache
+def register_plugins() -> None:
+    """Let the parser and engines use TensorRT's own plugins: some of ONNX's operators are such, by its version others.
+
+    Source: onnx-tensorrt's importers, which take InstanceNormalization and RoiAlign from the registry; without this
+    they find nothing there (NVIDIA/Stable-Diffusion-WebUI-TensorRT issue 315, with TensorRT 10.0).
+    """
+    if not trt.init_libnvinfer_plugins(WORDS, ""):
+        log.event("plugins_not_registered", level="warning", detail="TensorRT's plugins cannot be used")
 
 
 def failure(sentence: str) -> Exception:

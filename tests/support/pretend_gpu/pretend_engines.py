@@ -18,6 +18,7 @@ from pretend_tensorrt import (
     TensorFormat,
     TensorIOMode,
     TensorLocation,
+    lacks_plugin,
     say,
     the_card,
     the_gpu,
@@ -46,6 +47,9 @@ class Runtime(Bound):
             model = onnx.load_model_from_string(graph)
         except Exception:  # noqa: BLE001 - whatever it is, it is no plan
             say(self._logger, ILogger.ERROR, "Error Code 1: Serialization (Magic tag does not match)")
+            return None
+        if any(lacks_plugin(node) for node in model.graph.node):
+            say(self._logger, ILogger.ERROR, "IPluginRegistry::getCreator: Error Code 4: API Usage Error")
             return None
         if (about["version"], about["gpu"]) != (VERSION, the_gpu()):
             say(self._logger, ILogger.ERROR, "Error Code 1: Serialization (Version tag does not match)")

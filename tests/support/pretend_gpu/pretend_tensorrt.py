@@ -94,3 +94,17 @@ class IHostMemory(bytearray):
     @property
     def nbytes(self):
         return len(self)
+
+
+PLUGIN_OPERATORS = {"InstanceNormalization", "RoiAlign"}
+registered = False
+
+
+def init_libnvinfer_plugins(logger, namespace):
+    global registered  # noqa: PLW0603 - there is one registry
+    registered = True
+    return True
+
+
+def lacks_plugin(node):
+    return node.op_type in PLUGIN_OPERATORS and not registered

@@ -37,6 +37,8 @@ from pretend_tensorrt import (
     TensorFormat,
     TensorIOMode,
     TensorLocation,
+    init_libnvinfer_plugins,
+    lacks_plugin,
     say,
     the_card,
     the_gpu,
@@ -57,6 +59,7 @@ __all__ = [
     "TensorFormat",
     "TensorIOMode",
     "TensorLocation",
+    "init_libnvinfer_plugins",
 ]
 
 
@@ -169,7 +172,7 @@ class OnnxParser(Bound):
             external_data_helper.load_external_data_for_model(loaded, os.path.dirname(path))  # noqa: PTH120
         loose = {each.name for each in loaded.graph.input if each.type.tensor_type.elem_type == TensorProto.UINT8}
         for index, node in enumerate(loaded.graph.node):
-            if node.op_type == os.environ.get("PENSTOCK_PRETEND_UNPARSED"):
+            if node.op_type == os.environ.get("PENSTOCK_PRETEND_UNPARSED") or lacks_plugin(node):
                 return self._fail(f"no importer registered for op: {node.op_type}", index)
             to = [each.i for each in node.attribute if each.name == "to"]
             if loose & set(node.input) and (

@@ -83,6 +83,17 @@ def test_float16_is_in_the_graph_and_close_to_float32(tensorrt, tmp_path, builds
     assert [json.loads(path.read_text()) for path in builds.iterdir()] == [flags]
 
 
+def test_operators_that_are_plugins_are_known_to_the_parser_and_to_engines(tensorrt, tmp_path):
+    tensorrt("8.6")
+    kind, shape = onnx.TensorProto.FLOAT, ["N", 3, 4, 4]
+    node = helper.make_node("InstanceNormalization", ["x", "one", "none"], ["y"])
+    weights = {"one": np.ones(3, np.float32), "none": np.zeros(3, np.float32)}
+    graphs.save(graphs.draw([node], {"x": (kind, shape)}, {"y": (kind, shape)}, weights), tmp_path / "m")
+    with opened(contract(task="raw"), tmp_path / "m", tmp_path / "e") as backend:
+        found = answers(backend)
+    same(found, on_the_cpu(graphs.contract(task="raw"), tmp_path / "m"))
+
+
 def test_a_graph_of_one_size_has_one(tensorrt, tmp_path):
     tensorrt("10.13")
     graphs.save(graphs.means(batch=2), tmp_path / "m")
@@ -139,6 +150,47 @@ def test_a_lost_device_is_said_to_be_lost(tensorrt, kept, card, tmp_path):
         with pytest.raises(DeviceLost):
             backend.run(1, 1)
         card.sticky = 0
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"), [("Error Code 3: API Usage Error", RuntimeError), ("OutOfMemory", MemoryError)]
+)
+def test_a_run_that_cannot_begin_fails_alone(tensorrt, kept, tmp_path, monkeypatch, words, kind):
+    trt = tensorrt("10.13")
+    graphs.save(graphs.means(), tmp_path)
+    with opened(contract(gpu="cuda_graph = false"), tmp_path, kept / "a") as backend:
+        with monkeypatch.context() as patch:
+            say = trt.IExecutionContext._complain
+            patch.setattr(trt.IExecutionContext, "execute_async_v3", lambda self, stream: say(self, words))
+            with pytest.raises(kind):
+                backend.run(1, 1)
+        backend.staging(1)[0][:] = 7
+        assert backend.run(1, 1).arrays["y"].tolist() == [[7, 7, 7]]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("set_input_shape", "does not take a batch of 1"),
+        ("set_tensor_address", "takes no address for 'penstock_pixels'"),
+    ],
+)
+def test_what_a_context_refuses_is_a_refusal(tensorrt, kept, tmp_path, monkeypatch, call, words):
+    trt = tensorrt("10.13")
+    graphs.save(graphs.means(), tmp_path)
+    monkeypatch.setattr(trt.IExecutionContext, call, lambda *_: False)
+    assert words in refusal(contract(), tmp_path, kept / "a")
+
+
+def test_too_many_outputs_and_too_long_names_are_refused(tensorrt, kept, tmp_path):
+    tensorrt("10.13")
+    kind = onnx.TensorProto.FLOAT
+    for count, length, words in ((65, 1, "the model has 65 outputs, at most 64"), (1, 257, "a name of over 256 bytes")):
+        names = [f"{number:0{length}}" for number in range(count)]
+        nodes = [helper.make_node("Identity", ["x"], [name]) for name in names]
+        shape = ["N", 3, 4, 4]
+        graphs.save(graphs.draw(nodes, {"x": (kind, shape)}, dict.fromkeys(names, (kind, shape))), tmp_path)
+        assert words in refusal(contract(task="raw"), tmp_path, kept / f"n{count}")
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

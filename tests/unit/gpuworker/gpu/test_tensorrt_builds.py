@@ -7,10 +7,11 @@ import onnx
 import pytest
 from onnx import helper
 
+from gateway.errors import InvalidModel
 from gpuworker.gpu import engines
 from gpuworker.gpu.building import Order
 from gpuworker.gpu.card import Card
-from gpuworker.gpu.engine_cache import write_plan
+from gpuworker.gpu.engine_cache import EngineCache, write_plan
 from gpuworker.gpu.tensorrt_versions import Typing
 from tests.support import graphs
 from tests.support.engines import answers, contract, on_the_cpu, opened, refusal, same
@@ -231,3 +232,42 @@ def test_a_kept_engine_stays_in_the_folder_while_it_runs(tensorrt, tmp_path):
             assert len(list((tmp_path / "e").glob("*.plan"))) == 2
         with opened(contract(batching="sizes = [2]"), tmp_path / "m", tmp_path / "e", warm=False, **full):
             assert len(list((tmp_path / "e").glob("*.plan"))) == 2
+
+
+def test_a_folder_without_room_is_a_refusal(tensorrt, tmp_path, monkeypatch):
+    tensorrt("10.13")
+    graphs.save(graphs.means(), tmp_path / "m")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EngineCache, "part", full)
+    said = refusal(contract(), tmp_path / "m", tmp_path / "e")
+    assert said == (
+        "the engine cannot be built and kept (No space left on device); make room in engine_dir, or set another one"
+    )
+
+
+def test_a_folder_that_somebody_else_empties_is_a_refusal(tensorrt, tmp_path, monkeypatch):
+    tensorrt("10.13")
+    graphs.save(graphs.means(), tmp_path / "m")
+    monkeypatch.setattr(EngineCache, "_evict", lambda self, key: self.drop(key))
+    assert "an engine that was just built is gone" in refusal(contract(), tmp_path / "m", tmp_path / "e")
+
+
+def test_an_engine_that_is_never_taken_is_built_twice_and_refused(tensorrt, tmp_path, builds, monkeypatch):
+    trt = tensorrt("10.13")
+    graphs.save(graphs.means(), tmp_path / "m")
+    monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", lambda self, plan: None)
+    said = refusal(contract(), tmp_path / "m", tmp_path / "e")
+    assert said.startswith("TensorRT 10.13.0.1 does not take an engine that it has just built")
+    assert len(list(builds.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(70, "failed with exit code 70"), (-9, "was killed by SIGKILL; the kernel")]
+)
+def test_a_builder_that_ends_badly_is_named(code, words):
+    engines._check_end(0)
+    with pytest.raises(InvalidModel, match=words):
+        engines._check_end(code)

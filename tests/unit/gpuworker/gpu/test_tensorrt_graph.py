@@ -102,6 +102,16 @@ def test_computing_with_bytes_is_refused(tmp_path, nodes, out, words):
         prepare_for_tensorrt(path, bytes_contract())
 
 
+def test_a_name_that_is_taken_is_not_taken_again(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["x"], ["penstock_pixels_float"], to=FLOAT),
+        helper.make_node("Identity", ["penstock_pixels_float"], ["y"]),
+    ]
+    path = graphs.save(of_bytes(*nodes), tmp_path) / "model.onnx"
+    graph = prepare_for_tensorrt(path, bytes_contract())
+    np.testing.assert_array_equal(run(graph.content, graph.input), PIXELS.astype(np.float32))
+
+
 def test_bytes_in_a_branch_are_refused(tmp_path):
     inner = helper.make_graph(
         [helper.make_node("Cast", ["x"], ["b"], to=FLOAT)], "b", [], [helper.make_tensor_value_info("b", FLOAT, None)]
