@@ -1,4 +1,4 @@
-"""The command line: `penstock serve | demo | predict | check | tune | models | key`. Parses, prints, calls.
+"""The command line: `penstock serve | demo | predict | check | tune | doctor | models | key`. Parses, prints, calls.
 
 What operators say to a running gateway stands in `gateway.admin.commands`.
 """
@@ -14,7 +14,7 @@ import typer
 from gateway import __version__, client, clients, config, screens, server
 from gateway.admin import commands
 from gateway.errors import InvalidModel, InvalidSettings
-from gateway.terminal import err, fail, out
+from gateway.terminal import EXIT_FAILED, err, fail, out
 
 app = typer.Typer(
     name="penstock",
@@ -169,6 +169,26 @@ def tune(
     except command.WRONG as error:
         fail(error)
     raise typer.Exit(status)
+
+
+@app.command()
+def doctor(
+    *,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Settings as TOML.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="cpu or cuda:N; again for more of them.")] = None,
+    trials: Annotated[bool, typer.Option("--run", help="Run a small model on each device as well.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which devices and backends can be used on this machine, what is missing, and how to get it."""
+    from gateway.doctor import command  # noqa: PLC0415 - a gateway does without
+
+    flags: dict[str, Any] = {"devices": tuple(device) if device else None}
+    try:
+        settings = config.load(config_file, os.environ, flags)
+        good = command.run(out, settings, device or (), as_json=as_json, trials=trials)
+    except InvalidSettings as error:
+        fail(error)
+    raise typer.Exit(0 if good else EXIT_FAILED)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from tests.support.gateways import FAIL, digest, gateway, pixels, png, write_mod
 from tests.support.graphs import means
 
 COMMANDS = (
-    *("serve", "demo", "predict", "models", "check", "key", "tune"),
+    *("serve", "demo", "predict", "models", "check", "key", "tune", "doctor"),
     *("load", "unload", "reload", "set", "drain", "status", "admin-token"),
 )
 

@@ -1,0 +1,73 @@
+"""`penstock doctor` as it is typed: on this machine, and on one with a pretend card."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateways import ROOT
+
+pytestmark = pytest.mark.slow
+
+needs_no_gpu = pytest.mark.skipif(
+    Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists(),
+    reason="is about machines without GPU, and here is one",
+)
+
+
+def doctor(*arguments, environ=None, status=0):
+    """What it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "doctor", *arguments],
+        cwd=ROOT,
+        env={**(environ or os.environ), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@needs_no_gpu
+def test_a_machine_without_gpu_is_well_and_says_why_it_has_none():
+    text = doctor("--run")
+    cpu, cuda = (line for line in text.splitlines() if "│ cpu " in line or "│ cuda " in line)
+    assert "ok; its trial gave right answers" in cpu
+    assert "there is no NVIDIA GPU" in cuda
+    assert text.count("NVIDIA") == 1, "one reason, not twenty"
+
+
+@needs_no_gpu
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error():
+    text = doctor("--device", "cuda:0", status=1)
+    assert text.count("there is no NVIDIA GPU") == 1
+
+
+def test_json_is_the_whole_of_it():
+    found = json.loads(doctor("--device", "cpu", "--json"))
+    assert found["good"] is True
+    assert [(each["device"], each["backend"], each["problem"]) for each in found["verdicts"] if each["asked"]] == [
+        ("cpu", "onnxruntime", "")
+    ]
+    assert found["checkup"]["host"]["executable"] == sys.executable
+    assert found["checkup"]["onnxruntime"]["version"]
+    assert found["trials"] == []
+
+
+def test_nothing_of_the_environment_is_told_but_what_is_named():
+    environ = {**os.environ, "SECRET_OF_MINE": "hush-hush", "CUDA_VISIBLE_DEVICES": "0"}
+    text = doctor("--device", "cpu", "--json", environ=environ)
+    assert "hush" not in text
+    assert json.loads(text)["checkup"]["driver"]["visible"] == "0"
+
+
+def test_a_device_that_is_none_is_wrong_input():
+    doctor("--device", "tpu:0", status=2)
