@@ -86,16 +86,13 @@ def _of_driver(driver: Driver, *, container: bool) -> Cause | None:
     return None
 
 
-def of_card(found: Checkup, gpu: Gpu | None, opened: Opened) -> Cause | None:
+def of_card(found: Checkup, gpu: Gpu | None, opened: Opened) -> Cause:
     """Why a GPU could not be opened, by what is known of it; `gpu`: None where NVML is not there to show it."""
-    if not opened.problem:
-        return None
     causes = filter(None, _of_card(found, gpu))
     return next(causes, Cause.of_sentence(opened.problem))
 
 
 def _of_card(found: Checkup, gpu: Gpu | None) -> Iterator[Cause | None]:
-    yield of_package(found.cuda, "cuda-python")
     yield _of_driver(found.driver, container=found.host.container)
     yield of_driver_age(found, _major(found.cuda.version), "cuda-python")
     if gpu is not None:

@@ -56,8 +56,8 @@ def asked_devices(given: Sequence[str], settings: Sequence[str], found: Checkup)
 
 
 def to_open(names: Sequence[str], found: Checkup) -> list[Choice]:
-    """Those of the devices that have to be opened to know more."""
-    if causes.of_machine(found) or causes.of_package(found.cuda, "cuda-python"):
+    """Those of the devices that can be opened to know more: what opens is there, whatever else is known against it."""
+    if causes.of_package(found.cuda, "cuda-python"):
         return []
     choices = [devices.choose(name, found) for name in names if name != "cpu"]
     return [choice for choice in choices if choice.given]
@@ -94,17 +94,15 @@ def _cpu(found: Checkup) -> Verdict:
 
 def _gpu(name: str, found: Checkup, opened: Opened | None) -> list[Verdict]:
     """One verdict for both backends while they lack the same thing, else one each."""
-    if cause := causes.of_machine(found):
-        return [_verdict(name, ANY, cause)]
     choice = devices.choose(name, found)
-    if choice.cause:
-        return [_verdict(name, ANY, choice.cause)]
-    label = choice.gpu.name if choice.gpu else ""
-    if cause := causes.of_package(found.cuda, "cuda-python"):
-        return [_verdict(name, ANY, cause, label=label)]
-    assert opened is not None, "it was among those to open"
-    if cause := causes.of_card(found, choice.gpu, opened):
-        return [_verdict(name, ANY, cause, label=label)]
+    cause = choice.cause
+    if opened is None:
+        cause = cause or causes.of_machine(found) or causes.of_package(found.cuda, "cuda-python")
+    elif opened.problem:
+        cause = causes.of_machine(found) or causes.of_card(found, choice.gpu, opened)
+    if cause or opened is None:
+        assert cause, "what was not opened has a cause"
+        return [_verdict(name, ANY, cause, label=choice.gpu.name if choice.gpu else "")]
     by_backend = {
         "onnxruntime": causes.of_onnxruntime(found, choice.gpu),
         "tensorrt": causes.of_tensorrt(found, choice.gpu, opened),

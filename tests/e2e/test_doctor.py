@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import pretend
 from tests.support.gateways import ROOT
 
 pytestmark = pytest.mark.slow
@@ -32,6 +33,23 @@ def doctor(*arguments, environ=None, status=0):
         check=False,
     )
     assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def doctor_of_pretence(*arguments, folder):
+    """What it prints where every process finds a pretend card. What the pretence is set by is no setting of ours."""
+    environ = pretend.environment(folder, COLUMNS="200")
+    environ = {name: value for name, value in environ.items() if not name.startswith("PENSTOCK_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "doctor", *arguments],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
     assert "Traceback" not in done.stderr
     return done.stdout
 
@@ -71,3 +89,10 @@ def test_nothing_of_the_environment_is_told_but_what_is_named():
 
 def test_a_device_that_is_none_is_wrong_input():
     doctor("--device", "tpu:0", status=2)
+
+
+def test_what_opens_is_there_whatever_else_is_known(tmp_path):
+    found = json.loads(doctor_of_pretence("--device", "cuda:0", "--json", folder=tmp_path))
+    assert [each["label"] for each in found["opened"]] == ["Pretend GPU, 8 GiB"]
+    assert {each["backend"] for each in found["verdicts"]} == {"onnxruntime", "tensorrt"}
+    assert all(each["label"] == "Pretend GPU, 8 GiB" for each in found["verdicts"])

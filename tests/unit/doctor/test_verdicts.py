@@ -52,8 +52,8 @@ def test_a_machine_without_gpu_has_a_good_cpu_and_one_reason():
     assert cpu.good
     assert (cuda.backend, cuda.problem, cuda.asked) == (verdicts.ANY, "there is no NVIDIA GPU in this machine", False)
     assert good([cpu, cuda])
-    assert to_open([CUDA], found) == []
-    assert the_one(found) == ("there is no NVIDIA GPU in this machine", "")
+    assert the_one(found, problem="there is none") == ("there is no NVIDIA GPU in this machine", "")
+    assert the_one(checkup(**checkups.NO_DRIVER, cuda=package(""))) == ("there is no NVIDIA GPU in this machine", "")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_machine_without_gpu_has_a_good_cpu_and_one_reason():
 )
 def test_why_no_gpu_can_be_used(changes, machine, problem, cure):
     whole = msgspec.structs.replace(checkups.NO_DRIVER["driver"], **changes)
-    said, todo = the_one(checkup(driver=whole, gpus=(), host=host(**machine)))
+    said, todo = the_one(checkup(driver=whole, gpus=(), host=host(**machine)), problem="there is none")
     assert problem in said
     assert cure in todo
 
@@ -183,6 +183,7 @@ def test_why_a_gpu_that_is_there_does_not_open(changes, problem, cure):
     [
         {"driver": driver(closed_nodes=("/dev/nvidia-uvm",), unified_memory=False, libcuda="it sulks", visible="0")},
         {"driver": driver(version="535.183.01", cuda=13000)},
+        checkups.NO_DRIVER,
         {"gpus": (gpu(compute_mode=3, occupants=(checkups.occupant(),)),)},
     ],
 )
