@@ -117,9 +117,10 @@ class TensorRt(Package, frozen=True, kw_only=True):
 
 
 class EngineFolder(msgspec.Struct, frozen=True, kw_only=True):
-    """Where built engines are kept. `problem`: why they cannot be."""
+    """Where built engines are kept. `problem`: why it is refused; what to do."""
 
     path: str
+    """Empty: nowhere."""
     size: int
     """Of the files in it."""
     file_count: int

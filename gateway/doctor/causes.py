@@ -30,7 +30,7 @@ LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 REINSTALL = f"pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL}"
 
 _GIVE_GPUS = "docker run --gpus all …"
-_MAKE_NODES = "sudo nvidia-modprobe -u -c 0"
+_MAKE_NODES = "sudo nvidia-modprobe -u -c=0"
 PROHIBITED, EXCLUSIVE = 2, 3
 """Compute modes of NVML."""
 
@@ -173,6 +173,7 @@ def of_tensorrt(found: Checkup, gpu: Gpu | None, opened: Opened) -> Cause | None
         of_driver_age(found, major, "tensorrt"),
         of_capability(gpu, major, "tensorrt"),
         Cause(f"tensorrt does not start: {opened.tensorrt}") if opened.tensorrt else None,
+        Cause.of_sentence(found.engines.problem) if found.engines.problem else None,
         of_package(found.onnx, "onnx"),
     )
     return next(filter(None, causes), None)

@@ -49,7 +49,6 @@ def run(console: Console, settings: Settings, given: Sequence[str], *, as_json: 
         tried: dict[tuple[str, str], str] = {}
         for each in judged if trials else ():
             if each.good:
-                spinner.update(f"running a model with {each.backend} on {each.device}")
                 tried[each.device, each.backend] = trial.run(each.backend, each.device, settings, spinner.update)
     good = verdicts.good([each for each in judged if not tried.get((each.device, each.backend))])
     remarks = verdicts.remarks(names, found)

@@ -100,7 +100,7 @@ async def _run(model: ModelVersion, settings: Settings, progress: Callable[[str]
             if driver.core.workers[0].restarts.failing:
                 raise InvalidModel("the worker keeps dying; its last words are above")
             for stage in state.loading.values():
-                progress(stage)
+                progress(f"{model.contract.backend} on {settings.devices[0]}: {stage}")
             await asyncio.sleep(POLL_S)
         if state.failures:
             return next(iter(state.failures.values()))

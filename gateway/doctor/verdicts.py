@@ -131,6 +131,7 @@ def remarks(names: Sequence[str], found: Checkup) -> list[Remark]:
         for who in gpu.occupants:
             size = "" if who.memory_size is None else f" and {who.memory_size / MIB:,.0f} MiB"
             remarks.append(Remark(text=f"{gpu.name}: {who.name or 'a process'} (pid {who.pid}) has a context{size}"))
-    if gpus and found.tensorrt.version and found.engines.problem:
-        remarks.append(Remark(text=f"engines are not kept: {found.engines.problem}"))
+    if gpus and found.tensorrt.version and not found.engines.path:
+        text = "this user has no home folder to keep engines in: every start builds them again"
+        remarks.append(Remark(text=text, cure="set engine_dir"))
     return remarks

@@ -97,8 +97,7 @@ def _module_version(file: Path) -> str:
 def engines(path: str) -> EngineFolder:
     """The folder of built engines, which is not made here."""
     if not path:
-        problem = "this user has no home folder to keep engines in; set engine_dir"
-        return EngineFolder(path=path, size=0, file_count=0, free_size=0, problem=problem)
+        return EngineFolder(path=path, size=0, file_count=0, free_size=0, problem="")
     folder = Path(path)
     there = next((each for each in (folder, *folder.parents) if each.exists()), Path("/"))
     sizes = []
@@ -116,7 +115,7 @@ def _folder_problem(folder: Path, there: Path) -> str:
         return f"{there} cannot be written to by this user; set engine_dir to a folder that can"
     if there != folder:
         return ""
-    found = folder.stat()
+    found = folder.stat(follow_symlinks=False)
     if not stat.S_ISDIR(found.st_mode):
         return f"{folder} is no folder; remove it, or set engine_dir"
     if found.st_uid != os.geteuid():

@@ -14,6 +14,7 @@ import pytest
 import skimage
 from PIL import Image
 
+from gateway.doctor import causes
 from gateway.http import responses
 from gateway.models import spec
 from tests.support.gateways import ROOT
@@ -102,6 +103,22 @@ def test_every_key_of_a_contract_is_documented(section):
     page = (ROOT / "docs" / "models.md").read_text()
     for field in msgspec.structs.fields(section):
         assert f"`{field.name}`" in page, field.name
+
+
+def test_every_key_of_a_gpu_is_documented_with_its_default():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z0-9_]+)` \| `([^`]+)` \|", page, re.MULTILINE))
+    assert {name: json.loads(default) for name, default in rows.items()} == msgspec.to_builtins(spec.Gpu())
+
+
+def test_the_page_about_gpus_says_what_the_doctor_says():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    for words in (causes.INSTALL, causes.LIBRARIES, causes.REINSTALL, f"**{causes.DRIVERS[13]} or newer**"):
+        assert words in page, words
+    for major in (12, 13):
+        assert f"CUDA {major} " in page
+        assert f"{causes.DRIVERS[major]} or newer" in page
+    assert "compute capability {}.{}".format(*causes.CAPABILITIES[13]) in page
 
 
 def test_no_page_has_a_gap():

@@ -103,6 +103,11 @@ def tensorrt(**changes: Any) -> TensorRt:
     return TensorRt(**whole | changes)
 
 
+def engines(**changes: Any) -> EngineFolder:
+    whole = {"path": "/cache/engines", "size": 0, "file_count": 0, "free_size": GIB, "problem": ""}
+    return EngineFolder(**whole | changes)
+
+
 def checkup(**changes: Any) -> Checkup:
     """A machine on which everything works, but for `changes`."""
     whole = {
@@ -114,7 +119,7 @@ def checkup(**changes: Any) -> Checkup:
         "cuda": package("13.4.4"),
         "tensorrt": tensorrt(),
         "nvml": package("13.615.71"),
-        "engines": EngineFolder(path="/cache/engines", size=0, file_count=0, free_size=GIB, problem=""),
+        "engines": engines(),
     }
     return Checkup(**whole | changes)
 

@@ -156,7 +156,7 @@ def test_what_every_backend_lacks_is_said_once_and_nothing_is_opened(changes, pr
         pytest.param(
             {"driver": driver(unified_memory=False)},
             "/dev/nvidia-uvm is missing, which CUDA needs and may not make here",
-            "sudo nvidia-modprobe -u -c 0",
+            "sudo nvidia-modprobe -u -c=0",
             id="no uvm",
         ),
         pytest.param(
@@ -267,6 +267,13 @@ def test_what_onnx_runtime_lacks_leaves_tensorrt_usable(changes, problem, cure):
     [
         pytest.param({"tensorrt": checkups.NO_TENSORRT}, {}, "tensorrt is not installed", causes.INSTALL, id="absent"),
         pytest.param(
+            {"engines": checkups.engines(problem="/e is open to other users; chmod 700 /e")},
+            {},
+            "/e is open to other users",
+            "chmod 700 /e",
+            id="folder",
+        ),
+        pytest.param(
             {"tensorrt": tensorrt(version="", problem="ImportError: libnvinfer.so.11: cannot open shared object file")},
             {},
             "tensorrt does not import: ImportError: libnvinfer.so.11: cannot open shared object file",
@@ -347,11 +354,10 @@ def test_a_gpu_that_works_does_not_excuse_one_that_was_asked_for():
 
 def test_what_is_worth_knowing_of_a_gpu_that_works():
     busy = gpu(persistence=False, compute_mode=3, occupants=(checkups.occupant(), checkups.occupant(memory_size=None)))
-    engines = checkup().engines
     found = checkup(
         gpus=(busy, gpu(index=1, uuid=checkups.OTHER, name="another", persistence=False)),
         onnxruntime=runtime(installed=BOTH),
-        engines=type(engines)(path="/e", size=0, file_count=0, free_size=0, problem="/e belongs to another user"),
+        engines=checkups.engines(path=""),
     )
     said = remarks([CUDA], found)
     assert [each.text for each in said] == [
@@ -360,6 +366,6 @@ def test_what_is_worth_knowing_of_a_gpu_that_works():
         "NVIDIA H200 takes one process: models are replaced only after the old worker has gone",
         "NVIDIA H200: python (pid 42) has a context and 512 MiB",
         "NVIDIA H200: python (pid 42) has a context",
-        "engines are not kept: /e belongs to another user",
+        "this user has no home folder to keep engines in: every start builds them again",
     ]
     assert "nvidia-smi -i 0 -c DEFAULT" in said[2].cure
