@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import typer
@@ -29,8 +29,6 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     remarks: list[Remark]
     checkup: Checkup
     opened: list[Opened]
-    trials: list[dict[str, str]]
-    """device, backend, and why its trial failed (empty: it did not); none without --run."""
 
 
 def run(console: Console, settings: Settings, given: Sequence[str], *, as_json: bool, trials: bool) -> bool:
@@ -46,25 +44,24 @@ def run(console: Console, settings: Settings, given: Sequence[str], *, as_json: 
             spinner.update(f"opening {choice.name}")
             opened[choice.name] = child.open_device(choice.given)
         judged = verdicts.judge(names, found, opened)
-        tried: dict[tuple[str, str], str] = {}
-        for each in judged if trials else ():
-            if each.good:
-                tried[each.device, each.backend] = trial.run(each.backend, each.device, settings, spinner.update)
-    good = verdicts.good([each for each in judged if not tried.get((each.device, each.backend))])
+        if trials:
+            judged = [
+                verdicts.tried(each, trial.run(each.backend, each.device, settings, spinner.update))
+                if each.good
+                else each
+                for each in judged
+            ]
+    good = verdicts.good(judged)
     remarks = verdicts.remarks(names, found)
     if as_json:
-        rows: list[dict[str, Any]] = [
-            {"device": device, "backend": backend, "problem": problem} for (device, backend), problem in tried.items()
-        ]
         whole = Findings(
             good=good,
             verdicts=judged,
             remarks=remarks,
             checkup=found,
             opened=list(opened.values()),
-            trials=rows,
         )
         typer.echo(msgspec.json.format(msgspec.json.encode(whole)))
     else:
-        report.show(console, found, judged, remarks, tried)
+        report.show(console, found, judged, remarks)
     return good

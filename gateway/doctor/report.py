@@ -11,7 +11,7 @@ from rich.text import Text
 from gateway.doctor.verdicts import ANY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from rich.console import Console
 
@@ -27,16 +27,15 @@ def show(
     found: Checkup,
     verdicts: Sequence[Verdict],
     remarks: Sequence[Remark],
-    trials: Mapping[tuple[str, str], str],
 ) -> None:
-    """Print it. `trials`: (device, backend) → why its trial failed, empty if it did not."""
+    """Print it."""
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(found):
         facts.add_row(Text(name, "dim"), escape(value))
     console.print(facts)
     if found.gpus:
         console.print(_gpus(found.gpus))
-    console.print(_verdicts(verdicts, trials))
+    console.print(_verdicts(verdicts))
     # Below the table, where commands can be copied in one piece.
     for cure in dict.fromkeys(each.cure for each in verdicts if each.cure):
         whom = " and ".join(dict.fromkeys(_named(each) for each in verdicts if each.cure == cure))
@@ -108,15 +107,12 @@ def _gpus(gpus: Sequence[Gpu]) -> Table:
     return table
 
 
-def _verdicts(verdicts: Sequence[Verdict], trials: Mapping[tuple[str, str], str]) -> Table:
+def _verdicts(verdicts: Sequence[Verdict]) -> Table:
     table = Table("device", "backend", "verdict")
     for each in verdicts:
-        failed = trials.get((each.device, each.backend))
         if each.problem:
             verdict = Text(each.problem, "red" if each.asked else "")
-        elif failed:
-            verdict = Text(f"its trial failed: {failed}", "red")
         else:
-            verdict = Text("ok" if failed is None else "ok; its trial gave right answers", "green")
+            verdict = Text("ok; its trial gave right answers" if each.tried else "ok", "green")
         table.add_row(escape(f"{each.device}  {each.label}".rstrip()), each.backend, verdict)
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import Struct
 
 from gateway.doctor import causes, devices
@@ -32,6 +33,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
     cure: str = ""
     asked: bool = True
     """Whether the exit status depends on it."""
+    tried: bool = False
+    """Whether a small model was run on it."""
 
     @property
     def good(self) -> bool:
@@ -73,6 +76,13 @@ def judge(names: Sequence[str], found: Checkup, opened: Mapping[str, Opened]) ->
         cause = causes.of_machine(found) or Cause("GPUs were not asked for", "penstock doctor --device cuda:0")
         verdicts.append(_verdict("cuda", ANY, cause, asked=False))
     return verdicts
+
+
+def tried(verdict: Verdict, failed: str | None) -> Verdict:
+    """The verdict after a trial. `failed`: why it failed, empty if it did not; None: there was none."""
+    return msgspec.structs.replace(
+        verdict, tried=failed is not None, problem=f"its trial failed: {failed}" * bool(failed)
+    )
 
 
 def good(verdicts: Sequence[Verdict]) -> bool:

@@ -8,18 +8,19 @@ import pytest
 from rich.console import Console
 
 from gateway.doctor import causes, report
-from gateway.doctor.verdicts import Remark, judge, remarks, to_open
+from gateway.doctor.verdicts import Remark, judge, remarks, to_open, tried
 from tests.support import checkups
 from tests.support.checkups import SLICE, checkup, cut, driver, gpu, opened, package, runtime
 
 
-def shown(found, names=("cuda:0",), trials=None, width=200):
+def shown(found, names=("cuda:0",), failed=None, width=200):
     """The screen as text."""
     found = checkups.over_the_wire(found)
     names = list(names)
     judged = judge(names, found, {choice.name: opened() for choice in to_open(names, found)})
+    judged = [tried(each, failed) if each.good else each for each in judged]
     file = io.StringIO()
-    report.show(Console(file=file, width=width), found, judged, remarks(names, found), trials or {})
+    report.show(Console(file=file, width=width), found, judged, remarks(names, found))
     return file.getvalue()
 
 
@@ -91,6 +92,5 @@ def test_remarks_come_last_with_their_cures():
     ],
 )
 def test_a_trial_is_told_where_there_was_one(failed, words):
-    trials = {} if failed is None else {("cuda:0", "tensorrt"): failed}
-    (line,) = [line for line in shown(checkup(), trials=trials).splitlines() if "│ tensorrt" in line]
+    (line,) = [line for line in shown(checkup(), failed=failed).splitlines() if "│ tensorrt" in line]
     assert f" {words} " in line

@@ -352,6 +352,15 @@ def test_a_gpu_that_works_does_not_excuse_one_that_was_asked_for():
     assert not good(found)
 
 
+def test_a_device_whose_only_trial_fails_cannot_be_used():
+    ort, trt = judged(checkup(tensorrt=checkups.NO_TENSORRT))
+    assert good([ort, trt])
+    assert good([verdicts.tried(ort, ""), trt])
+    failed = verdicts.tried(ort, "a convolution came back wrong")
+    assert failed.problem == "its trial failed: a convolution came back wrong"
+    assert not good([failed, trt])
+
+
 def test_what_is_worth_knowing_of_a_gpu_that_works():
     busy = gpu(persistence=False, compute_mode=3, occupants=(checkups.occupant(), checkups.occupant(memory_size=None)))
     found = checkup(
