@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuworker.doctor import machine
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -68,12 +70,14 @@ def _try(library: Any, otherwise: Any, call: Callable[..., Any], *arguments: Any
     """What a call gives, or something else where this GPU or this driver has no answer."""
     try:
         return call(*arguments)
-    except library.NVMLError:
+    except (library.NVMLError, library.NVMLLibraryMismatchError):  # the latter by drivers older than 510
         return otherwise
 
 
 def _process_name(pid: int) -> str:
-    """As the kernel knows it; empty for one of another container."""
+    """As the kernel knows it; empty in a container, where NVML's pids are those of the host."""
+    if machine.in_container():
+        return ""
     try:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()[:_NAME_SIZE_MAX]
     except OSError:

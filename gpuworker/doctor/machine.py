@@ -44,10 +44,15 @@ def host() -> Host:
         kernel=system.release,
         libc=f"{libc} {version}".strip(),
         core_count=len(os.sched_getaffinity(0)),
-        container=any(mark.exists() for mark in _CONTAINER_MARKS) or bool(os.environ.get("KUBERNETES_SERVICE_HOST")),
+        container=in_container(),
         memory_size_max=_memory_size_max(),
         memlock_size_max=None if limit == resource.RLIM_INFINITY else limit,
     )
+
+
+def in_container() -> bool:
+    """Whether Docker, Podman or Kubernetes runs this."""
+    return any(mark.exists() for mark in _CONTAINER_MARKS) or bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
 def _memory_size_max() -> int | None:

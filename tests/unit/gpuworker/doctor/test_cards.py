@@ -9,7 +9,7 @@ import msgspec
 import pynvml
 import pytest
 
-from gpuworker.doctor import cards
+from gpuworker.doctor import cards, machine
 from shm.checkup import Gpu
 
 SIZES = {"a": (80 << 30, 3 << 30), "b": (16 << 30, 0), "b/0": (4 << 30, 0), "b/2": (4 << 30, 0)}
@@ -57,6 +57,7 @@ def nvml(monkeypatch):
         "nvmlDeviceGetCudaComputeCapability": of(a=(9, 0)),
         "nvmlDeviceGetComputeRunningProcesses": of(a=[us, hidden]),
     }
+    monkeypatch.setattr(machine, "in_container", lambda: False)
     for name, call in calls.items():
         monkeypatch.setattr(pynvml, name, call)
     return monkeypatch
@@ -92,3 +93,17 @@ def test_every_gpu_with_all_that_it_has_an_answer_to(nvml):
 def test_why_it_cannot_be_asked(nvml, call, code):
     nvml.setattr(pynvml, call, no(code))
     assert cards.ask(pynvml) == {"problem": str(pynvml.NVMLError(code)), "code": code}
+
+
+def test_in_a_container_pids_are_the_host_s_and_have_no_names_here(nvml):
+    nvml.setattr(machine, "in_container", lambda: True)
+    assert [each["name"] for each in cards.ask(pynvml)["gpus"][1]["occupants"]] == ["", ""]
+
+
+def test_a_driver_that_is_too_old_to_list_processes_is_told_all_the_same(nvml):
+    def refuse(_):
+        raise pynvml.NVMLLibraryMismatchError("driver is too old")
+
+    nvml.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", refuse)
+    found = cards.ask(pynvml)
+    assert [gpu["occupants"] for gpu in found["gpus"]] == [[], []]
