@@ -104,8 +104,10 @@ async def _run(model: ModelVersion, settings: Settings, progress: Callable[[str]
     driver.start()
     try:
         (line,), (state,) = driver.core.lines, driver.children.states.values()
-        while not (state.loaded or state.failures):
-            if driver.core.workers[0].restarts.failing:
+        (worker,) = driver.core.workers
+        # A model that was refused leaves a worker that is ready with none.
+        while not (state.failures or (state.loaded and worker.ready)):
+            if worker.restarts.failing:
                 raise InvalidModel("the worker keeps dying; its last words are above")
             for stage in state.loading.values():
                 progress(f"{model.contract.backend} on {settings.devices[0]}: {stage}")

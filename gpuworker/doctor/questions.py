@@ -99,11 +99,25 @@ def card(device: str) -> dict[str, Any]:
 
 
 def builder(_: str) -> dict[str, Any]:
-    """Have TensorRT open the GPU that this process sees."""
+    """Have TensorRT begin on the GPU that this process sees, which a worker has opened before."""
     library = _import("tensorrt")
-    # It prints why not, and returns what raises at the first use.
-    made = library.Builder(library.Logger(library.Logger.ERROR))
-    return {} if made.create_builder_config() is not None else {"problem": "it makes no builder"}
+    importlib.import_module("gpuworker.gpu.card").Card.open()
+    said: list[str] = []
+
+    class Listener(library.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            # By name, as pybind11 asks: super() would not make the C++ part.
+            library.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in {library.ILogger.Severity.INTERNAL_ERROR, library.ILogger.Severity.ERROR}:
+                said.append(msg)
+
+    try:
+        made = library.Builder(Listener()).create_builder_config()
+    except Exception as error:  # noqa: BLE001 - pybind11's words say less than TensorRT's own
+        return {"problem": said[0] if said else f"{type(error).__name__}: {error}"}
+    return {} if made is not None else {"problem": said[0] if said else "it makes no configuration"}
 
 
 QUESTIONS: dict[str, Callable[[str], dict[str, Any]]] = {

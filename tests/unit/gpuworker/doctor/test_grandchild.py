@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
 
 from gpuworker.doctor import grandchild
+from tests.support import pretend
 
 pytestmark = pytest.mark.slow
 
@@ -64,3 +66,46 @@ def test_several_are_asked_at_once():
     found = grandchild.ask_all(["onnx", "tensorrt"])
     assert found["tensorrt"] == {"absent": True}
     assert found["onnx"]["version"]
+
+
+TENSORRT = """
+import enum
+
+class ILogger:
+    Severity = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
+
+class Builder:
+    def __init__(self, logger):
+        logger.log(ILogger.Severity.WARNING, "mind the gap")
+        {begin}
+
+    def create_builder_config(self):
+        return {config}
+"""
+"""So much of its API as the question needs; the pretend TensorRT and the real one have the rest."""
+
+
+@pytest.mark.parametrize(
+    ("begin", "config", "answer"),
+    [
+        ("pass", "object()", {}),
+        ("pass", "None", {"problem": "it makes no configuration"}),
+        ("raise TypeError('nullptr')", "None", {"problem": "TypeError: nullptr"}),
+        (
+            "logger.log(ILogger.Severity.ERROR, 'CUDA initialization failure: 35'); raise TypeError('nullptr')",
+            "None",
+            {"problem": "CUDA initialization failure: 35"},
+        ),
+        ("import os; os.abort()", "None", {"problem": "it ended the process by SIGABRT"}),
+    ],
+)
+def test_why_tensorrt_does_not_begin_is_told_in_its_own_words(tmp_path, begin, config, answer):
+    (tmp_path / "tensorrt.py").write_text(TENSORRT.format(begin=begin, config=config))
+    environ = pretend.environment(tmp_path)
+    environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environ["PYTHONPATH"]])
+    assert grandchild.ask("builder", environ=environ, timeout_s=60.0) == answer
+
+
+def test_a_card_is_opened_as_a_worker_does(tmp_path):
+    environ = pretend.environment(tmp_path)
+    assert grandchild.ask("card", "cuda:0", environ=environ, timeout_s=60.0) == {"label": "Pretend GPU, 8 GiB"}
