@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from gateway.errors import InvalidModel
 from shm.heritage import DeviceGrant
@@ -99,7 +99,10 @@ class Overlapping(Backend, Protocol):
     """
 
     depth: int
-    """Batches that may be started and not yet finished."""
+    """Batches that may be started and not yet finished; at least 2."""
+
+    compute_ns: int
+    """What the device computed on the batch that `finish` gave last, by its own clock; 0 where it cannot say."""
 
     def start(self, size: int, count: int) -> None:
         """Begin to run what `staging(size)` was filled with, behind what was started before; do not wait for it.
@@ -109,6 +112,11 @@ class Overlapping(Backend, Protocol):
 
     def finish(self) -> Outputs:
         """Wait for the oldest batch that was started. Valid until `depth` more were started. Raises as `run` does."""
+
+
+def overlapping(backend: Backend) -> Overlapping | None:
+    """The backend, if it takes a batch while it computes another one."""
+    return cast("Overlapping", backend) if getattr(backend, "depth", 1) > 1 else None
 
 
 Report = Callable[[str, float], None]

@@ -1,6 +1,8 @@
 """One loaded model: its slots, its backend and its kind of answer. Runs a batch and says how it went.
 
-Its only state is which buffers belong together; who may read or write a slot is decided in the gateway.
+A batch is a `Flight` here. `execute` takes it through in one go; where the backend is `Overlapping`, `start` and
+`finish` are its two halves, which may be called by two threads. Its only state is which buffers belong together; who
+may read or write a slot is decided in the gateway.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gpuworker import log
-from gpuworker.backend import DeviceLost, Interrupted
+from gpuworker.backend import DeviceLost, Interrupted, overlapping
 from shm import failpoints
 from shm.wire import ItemStatus, Ran
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuworker.answers import Answer
-    from gpuworker.backend import Backend
+    from gpuworker.backend import Backend, Outputs
     from shm.wire import Run
 
 NOT_RUN = "the model failed on the batch that this image was in"
@@ -37,10 +39,26 @@ class GatewayBug(Exception):
     """The gateway asked for what a correct one never does. The worker ends itself rather than guess."""
 
 
+class Flight:
+    """A batch on its way through a worker, and when it was where (monotonic ns; 0: not yet).
+
+    `began_ns` is before the gather, `gathered_ns` behind it. `error`: what `start` raised; it is answered in its turn.
+    """
+
+    __slots__ = ("began_ns", "error", "gathered_ns", "model", "run")
+
+    def __init__(self, model: Model, run: Run) -> None:
+        self.model = model
+        self.run = run
+        self.began_ns = time.monotonic_ns()
+        self.gathered_ns = 0
+        self.error: Exception | None = None
+
+
 class Model:
     """`rows`: the input slots, uint8[h * w * c] each, read-only."""
 
-    __slots__ = ("_answer", "_backend", "_rows", "_size_min", "_starved", "name", "sizes")
+    __slots__ = ("_answer", "_backend", "_overlapping", "_rows", "_size_min", "_starved", "name", "sizes")
 
     def __init__(
         self, name: str, sizes: Sequence[int], backend: Backend, answer: Answer, rows: Sequence[NDArray[np.uint8]]
@@ -50,6 +68,7 @@ class Model:
         self._size_min = min(sizes)
         self._starved = 0
         self._backend = backend
+        self._overlapping = overlapping(backend)
         self._answer = answer
         self._rows = rows
 
@@ -64,31 +83,80 @@ class Model:
         if run.top_k < 0:
             raise GatewayBug(f"top_k is {run.top_k}")
 
+    @property
+    def depth(self) -> int:
+        """Batches that may be started and not yet finished; 1: there is only `execute`."""
+        return 1 if self._overlapping is None else self._overlapping.depth
+
     def execute(self, run: Run) -> Ran:
         """Run a checked batch. Whatever the engine raises fails these images and nothing else."""
-        slots, gathered, ran = run.slots, 0, 0
-        begin = time.monotonic_ns()
+        flight = Flight(self, run)
         try:
-            failpoints.hit("worker.before_gather")
-            self.gather([self._rows[slot] for slot in slots], run.size)
-            gathered = time.monotonic_ns()
-            failpoints.hit("worker.before_run")
-            outputs = self._backend.run(run.size, len(slots))
-            failpoints.hit("worker.after_run")
-            ran = time.monotonic_ns()
-            failed = self._answer.write(outputs, slots, run.top_k)
+            self._fill(flight)
+            outputs = self._backend.run(run.size, len(run.slots))
         except Exception as error:  # noqa: BLE001 - engines raise anything; the log gets it, the client our words
-            status, detail = self._verdict(error, run.size)
-            log.event("batch_failed", level="error", error=error, model=self.name, batch=run.batch, size=run.size)
-            statuses = [status] * len(slots)
-        else:
-            self._starved = 0
-            statuses, detail = [ItemStatus.OK] * len(slots), ""
-            for row in failed:
-                statuses[row], detail = ItemStatus.FAILED, NO_ANSWER
-        end = time.monotonic_ns()
-        gathered, ran = gathered or end, ran or end
-        return Ran(run.batch, statuses, gathered - begin, ran - gathered, end - ran, detail)
+            return self._failed(flight, flight.gathered_ns, error)
+        return self._answered(flight, flight.gathered_ns, outputs, 0)
+
+    def start(self, flight: Flight) -> None:
+        """Gather a checked batch and begin to run it, behind what was started before. `finish` says what came of it.
+
+        Only where `depth` is more than 1, and by the thread that loaded the model.
+        """
+        assert self._overlapping is not None
+        try:
+            self._fill(flight)
+            self._overlapping.start(flight.run.size, len(flight.run.slots))
+        except Exception as error:  # noqa: BLE001 - as in `execute`
+            flight.error = error
+
+    def finish(self, flight: Flight, head_ns: int) -> Ran:
+        """Wait for the oldest batch that was started, and write its answers. `head_ns`: since when it is the oldest.
+
+        Its running is counted from then, or from its gather where that was later: before, the device was not its own.
+        """
+        assert self._overlapping is not None
+        since_ns = max(head_ns, flight.gathered_ns)
+        if flight.error is not None:
+            return self._failed(flight, since_ns, flight.error)
+        try:
+            outputs = self._overlapping.finish()
+        except Exception as error:  # noqa: BLE001 - as in `execute`
+            return self._failed(flight, since_ns, error)
+        return self._answered(flight, since_ns, outputs, self._overlapping.compute_ns)
+
+    def _fill(self, flight: Flight) -> None:
+        """Gather the batch's rows. Raises what a failpoint does."""
+        failpoints.hit("worker.before_gather")
+        self.gather([self._rows[slot] for slot in flight.run.slots], flight.run.size)
+        flight.gathered_ns = time.monotonic_ns()
+        failpoints.hit("worker.before_run")
+
+    def _answered(self, flight: Flight, since_ns: int, outputs: Outputs, compute_ns: int) -> Ran:
+        """Write the outputs to their slots; what raises here fails the batch like any other error."""
+        run = flight.run
+        try:
+            failpoints.hit("worker.after_run")
+            ran_ns = time.monotonic_ns()
+            failed = self._answer.write(outputs, run.slots, run.top_k)
+        except Exception as error:  # noqa: BLE001 - as in `execute`
+            return self._failed(flight, since_ns, error)
+        self._starved = 0
+        statuses, detail = [ItemStatus.OK] * len(run.slots), ""
+        for row in failed:
+            statuses[row], detail = ItemStatus.FAILED, NO_ANSWER
+        gather_ns, write_ns = flight.gathered_ns - flight.began_ns, time.monotonic_ns() - ran_ns
+        return Ran(run.batch, statuses, gather_ns, ran_ns - since_ns, write_ns, detail, compute_ns)
+
+    def _failed(self, flight: Flight, since_ns: int, error: Exception) -> Ran:
+        """The reply to a batch of which something raised, wherever it was by then."""
+        run = flight.run
+        status, detail = self._verdict(error, run.size)
+        log.event("batch_failed", level="error", error=error, model=self.name, batch=run.batch, size=run.size)
+        end_ns = time.monotonic_ns()
+        gathered_ns = flight.gathered_ns or end_ns
+        run_ns = end_ns - max(since_ns, gathered_ns)
+        return Ran(run.batch, [status] * len(run.slots), gathered_ns - flight.began_ns, run_ns, 0, detail)
 
     def _verdict(self, error: Exception, size: int) -> tuple[ItemStatus, str]:
         """What to say of every image of a batch of `size` that raised."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuworker import device as devices
+from gpuworker import loop, pipeline
 from gpuworker.backend import Setup
 from gpuworker.interrupts import Interrupts
 from gpuworker.loading import load
-from gpuworker.loop import serve
 from gpuworker.model import GatewayBug
 from shm import failpoints, wire
 from shm.recorder import Recorder
@@ -44,4 +44,6 @@ def work(heritage: Heritage) -> None:
         label = devices.label(device, heritage.thread_count)
         failpoints.hit("worker.before_ready")
         control.send(wire.encode(wire.WorkerReady(label, devices.rss_size(), devices.memory_size())))
+        overlapped = any(model.depth > 1 for model in models.values())
+        serve = pipeline.serve if overlapped else loop.serve
         serve(control, models, recorder, interrupts)
