@@ -328,7 +328,7 @@ class Children:
             return
         if ran.statuses[0] is not ItemStatus.LATE:
             self._metrics.models[batch.line.index].batch_ran(
-                len(batch.tickets), batch.seal, ran.gather_ns, ran.run_ns, ran.write_ns
+                len(batch.tickets), batch.seal, ran.gather_ns, ran.run_ns, ran.write_ns, ran.compute_ns
             )
         if ran.detail:
             _log.error("batch_failed", worker=child.index, batch=ran.batch, detail=ran.detail)

@@ -30,6 +30,9 @@ _IMAGES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 BATCH_PARTS = ("gather", "run", "write")
 """What a worker does with a batch: collect the slots, run the model, write the outputs."""
 
+COMPUTE = "compute"
+"""One more part of a batch: what a GPU computed of "run", by its own clock. Of batches without a GPU there is none."""
+
 STAGES = ("read", "decode_queue", "decode", "batch_queue", "infer", "respond")
 """The stages of a request, in order. All but the last, which is encoding the answer, are keys of `timing_ms` too."""
 
@@ -55,7 +58,13 @@ TABLE = (
     Row("penstock_stage_seconds", "histogram", ("model", "stage"), "Time of an image in one stage", _SECONDS),
     Row("penstock_request_seconds", "histogram", ("model",), "Time from the headers to the answer", _SECONDS),
     Row("penstock_batch_images", "histogram", ("model", "seal"), "Images in a batch, by why it was closed", _IMAGES),
-    Row("penstock_batch_seconds", "histogram", ("model", "part"), "Time of a batch in a worker, by part", _SECONDS),
+    Row(
+        "penstock_batch_seconds",
+        "histogram",
+        ("model", "part"),
+        "Time of a batch in a worker, by part; 'compute' is a GPU's share of 'run'",
+        _SECONDS,
+    ),
     Row("penstock_expected_batch_seconds", "gauge", ("model", "worker", "size"), "Expected time of a batch"),
     Row("penstock_batch_size_best", "gauge", ("model",), "B*: largest batch that an image may just miss"),
     Row("penstock_batch_size_planned", "gauge", ("model",), "Largest batch planned with now; over B* under overload"),
@@ -128,7 +137,17 @@ class Histograms:
 class ModelMetrics:
     """What the hot path touches for one model, looked up once."""
 
-    __slots__ = ("_batches", "_images", "_parts", "_requests", "client_closed", "images", "name", "requests")
+    __slots__ = (
+        "_batches",
+        "_compute",
+        "_images",
+        "_parts",
+        "_requests",
+        "client_closed",
+        "images",
+        "name",
+        "requests",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -138,6 +157,7 @@ class ModelMetrics:
         self._images = Histograms(_SECONDS, len(_IMAGE_STAGES), 1e-9)
         self._requests = Histograms(_SECONDS, len(_REQUEST_STAGES) + 1, 1e-9)
         self._parts = Histograms(_SECONDS, len(BATCH_PARTS), 1e-9)
+        self._compute: Histograms | None = None
         self._batches = {seal: Histograms(_IMAGES, 1) for seal in Seal}
 
     def image_done(self, decode_queue_ns: int, decode_ns: int, batch_queue_ns: int, infer_ns: int) -> None:
@@ -158,10 +178,19 @@ class ModelMetrics:
         """A request was answered with an error."""
         self.requests[code] = self.requests.get(code, 0) + 1
 
-    def batch_ran(self, image_count: int, seal: Seal, gather_ns: int, run_ns: int, write_ns: int) -> None:
-        """A worker ran a batch that was closed for the reason `seal`, and said what its parts took."""
+    def batch_ran(
+        self, image_count: int, seal: Seal, gather_ns: int, run_ns: int, write_ns: int, compute_ns: int = 0
+    ) -> None:
+        """A worker ran a batch that was closed for the reason `seal`, and said what its parts took.
+
+        `compute_ns`: of `run_ns`, what a GPU computed; 0 where nobody can say.
+        """
         self._batches[seal].observe((image_count,))
         self._parts.observe((gather_ns, run_ns, write_ns))
+        if compute_ns:
+            if self._compute is None:
+                self._compute = Histograms(_SECONDS, 1, 1e-9)
+            self._compute.observe((compute_ns,))
 
     def histograms(self, name: str) -> Iterator[tuple[tuple[str, ...], tuple[list[tuple[str, float]], float]]]:
         """(label values, buckets and sum) of every histogram under one metric name."""
@@ -175,6 +204,8 @@ class ModelMetrics:
         elif name == "penstock_batch_seconds":
             for column, part in enumerate(BATCH_PARTS):
                 yield (self.name, part), self._parts.buckets(column)
+            if self._compute is not None:
+                yield (self.name, COMPUTE), self._compute.buckets(0)
         else:
             for seal, table in self._batches.items():
                 yield (self.name, seal.value), table.buckets(0)

@@ -105,6 +105,19 @@ def test_every_count_is_where_its_row_says():
         assert found["penstock_stage_seconds_count", "cats/1", stage] == 1
 
 
+def test_what_a_gpu_computed_is_there_only_where_it_is_known():
+    made = counted()
+    parts = ("gather", "run", "write")
+    found = samples(made)
+    assert {key[2] for key in found if key[0] == "penstock_batch_seconds_sum" and key[1] == "cats/1"} == set(parts)
+    made.models[0].batch_ran(3, Seal.FULL, 1_000_000, 9_000_000, 3_000_000, 4_000_000)
+    made.models[0].batch_ran(3, Seal.FULL, 1_000_000, 9_000_000, 3_000_000, 0)
+    found = samples(made)
+    assert found["penstock_batch_seconds_sum", "cats/1", "compute"] == pytest.approx(0.004)
+    assert found["penstock_batch_seconds_count", "cats/1", "compute"] == 1
+    assert found["penstock_batch_seconds_count", "cats/1", "run"] == 3
+
+
 def test_a_shadow_is_counted_under_both_versions():
     made = Metrics()
     made.shadow("cats/1", "2").image_done("same", 2)
