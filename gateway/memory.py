@@ -47,8 +47,8 @@ def device_grant(settings: Settings) -> DeviceGrant:
 def slot_count(contract: Contract, *, worker_count: int, decoder_count: int, frame_count_max: int) -> int:
     """Slots that one model needs so that nobody waits for one in vain: a sum with one line per holder.
 
-    A worker on a GPU has copied a batch long before it answers, and its slots are kept until then all the same: from them
-    the images run again if the worker dies, and an image's output goes to the slot of the same index.
+    A worker on a GPU has copied a batch long before it answers, and its slots are kept until then all the same: from
+    them the images run again if the worker dies, and an image's output goes to the slot of the same index.
     """
     batch_size_max = contract.batching.sizes[-1]
     return (

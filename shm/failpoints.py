@@ -15,6 +15,7 @@ A child that restarts counts anew, and has another pid, so it draws anew too.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -147,7 +148,9 @@ def spin() -> None:
 def strike(number: signal.Signals) -> None:
     """Send this process a signal and let it do what it does by default, whatever was set for it."""
     if number not in (signal.SIGKILL, signal.SIGSTOP):
-        signal.signal(number, signal.SIG_DFL)
+        # Only the main thread may, and only it is ever asked to do something else.
+        with contextlib.suppress(ValueError):
+            signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
 
 

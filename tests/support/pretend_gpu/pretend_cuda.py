@@ -6,7 +6,7 @@ use, gets wrong bytes here as on a card. Device memory is poisoned when it is gi
 
 PENSTOCK_PRETEND_DIR      a folder in which each process says what device memory it holds; pretend NVML reads it
 PENSTOCK_PRETEND_MEMORY   bytes of the card
-PENSTOCK_PRETEND_COPY_MS  how long each copy takes
+PENSTOCK_PRETEND_COPY_MS  how long each copy from and to the host takes
 PENSTOCK_PRETEND_CAPTURE_FAILS  cudaError_t with which captures end
 """
 
@@ -234,7 +234,8 @@ class PretendCard:
         def copy():
             self._check(tables[0], target, size)
             self._check(tables[1], source, size)
-            time.sleep(float(os.environ.get(COPY_MS, "0")) / 1e3)
+            if kind != kinds.cudaMemcpyDeviceToDevice:
+                time.sleep(float(os.environ.get(COPY_MS, "0")) / 1e3)
             ctypes.memmove(target, source, size)
 
         return self.enqueue(int(stream), Copy(source, copy))

@@ -9,6 +9,7 @@ import sys
 
 PATCHES = {
     "cuda.bindings.runtime": "pretend_cuda",
+    "gpuworker.backend": "pretend_rows",
     "onnxruntime": "pretend_onnxruntime",
 }
 """Imported module → module here, whose `install(module)` puts the pretence in. What is not installed at all (tensorrt,
