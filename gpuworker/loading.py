@@ -15,16 +15,21 @@ from gpuworker import log
 from gpuworker.answers import make_answer
 from gpuworker.backend import DeviceLost, import_engine, open_backend
 from gpuworker.model import GatewayBug, Model
-from gpuworker.profile import measure, noise
+from gpuworker.profile import measure, measure_overlapping, noise
 from shm import failpoints, views
 from shm.wire import Loaded, LoadFailed, Loading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gpuworker.answers import Answer
     from gpuworker.backend import Backend, Setup
     from shm.heritage import ModelGrant
     from shm.segment import Segment
+    from shm.wire import ProfilePoint
 
 _DETAIL_SIZE_MAX = 4000
 """Characters; a refusal has to fit in a frame whatever names a file has in it."""
@@ -111,5 +116,16 @@ def _load(
     profile = []
     for done, size in enumerate(sizes):
         send(Loading(index, "profile", done / len(sizes)))
-        profile.append(measure(size, lambda size=size: model.rehearse(size, image, top_k, aside)))  # type: ignore[misc]
+        profile.append(_measured(model, size, image, top_k, aside))
     return model, Loaded(index, list(answer.fields), profile, backend.provider, 0)
+
+
+def _measured(model: Model, size: int, image: NDArray[np.uint8], top_k: int, aside: Answer) -> ProfilePoint:
+    """What batches of one size take. `aside` takes the answers. Raises whatever an engine raises."""
+    if model.depth == 1:
+        return measure(size, lambda: model.rehearse(size, image, top_k, aside))
+    return measure_overlapping(
+        size,
+        lambda: model.rehearse_start(size, image),
+        lambda: model.rehearse_finish(size, top_k, aside),
+    )

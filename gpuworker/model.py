@@ -191,6 +191,17 @@ class Model:
         outputs = self._backend.run(size, size)
         aside.write(outputs, [0] * size, top_k)
 
+    def rehearse_start(self, size: int, noise: NDArray[np.uint8]) -> None:
+        """Begin a whole batch of `noise` as `start` would. Only where `depth` is more than 1."""
+        assert self._overlapping is not None
+        self.gather([noise] * size, size)
+        self._overlapping.start(size, size)
+
+    def rehearse_finish(self, size: int, top_k: int, aside: Answer) -> None:
+        """Wait for the oldest one as `finish` would; `aside` as for `rehearse`."""
+        assert self._overlapping is not None
+        aside.write(self._overlapping.finish(), [0] * size, top_k)
+
     def close(self) -> None:
         """Let go of the engine."""
         self._backend.close()

@@ -42,6 +42,32 @@ def measure(size: int, run: Callable[[], object], clock: Callable[[], int] = tim
     return ProfilePoint(size, times[_rank(len(times), 50)], times[_rank(len(times), 99)])
 
 
+def measure_overlapping(
+    size: int,
+    start: Callable[[], object],
+    finish: Callable[[], object],
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> ProfilePoint:
+    """Time batches of `size` on a device that computes one while the next is begun: what each adds to a row of them,
+    and how much longer one alone takes.
+
+    `start` begins a batch and does not wait, `finish` waits for the oldest and writes its answers. None is in flight
+    before, or afterwards.
+    """
+
+    def one() -> None:
+        start()
+        finish()
+
+    lone = measure(size, one, clock)
+    # From now on one more is in flight, and `one` waits for the batch before its own. The first of the row was alone.
+    start()
+    one()
+    point = measure(size, one, clock)
+    finish()
+    return ProfilePoint(size, point.p50_ns, point.p99_ns, max(0, lone.p50_ns - point.p50_ns))
+
+
 def _rank(count: int, percent: int) -> int:
     """Index of a percentile among `count` sorted values, nearest rank."""
     return -(-count * percent // 100) - 1

@@ -140,11 +140,15 @@ class Loading(msgspec.Struct, array_like=True, tag=5):
 
 
 class ProfilePoint(msgspec.Struct, array_like=True, frozen=True):
-    """Measured at load: a batch of `size` takes `p50_ns` (median) and `p99_ns` (99th percentile)."""
+    """Measured at load: a batch of `size` takes `p50_ns` (median) and `p99_ns` (99th percentile).
+
+    Where batches overlap that is behind another one, from its answer; with nothing before it, `lead_ns` more.
+    """
 
     size: int
     p50_ns: int
     p99_ns: int
+    lead_ns: int = 0
 
 
 class Loaded(msgspec.Struct, array_like=True, tag=6):

@@ -92,7 +92,7 @@ class Admission:
             self.review(now_ns)
         budget_ns = deadline_ns - now_ns
         margin_ns = line.pace.margin_ns(budget_ns)
-        needed_ns = cost_ns // count + profile.by_count[1] + margin_ns
+        needed_ns = cost_ns // count + profile.leads_ns[profile.sizes[0]] + profile.by_count[1] + margin_ns
         self._check_bounds(line, count, budget_ns, needed_ns, priority, now_ns)
         due_ns = deadline_ns - margin_ns
         ready_ns = now_ns + self._feeder.expected_ns(cost_ns, count, now_ns)
@@ -239,4 +239,6 @@ class Admission:
         if able:
             line.worker_count = len(able)
             line.profile = max((w.profiles[line.index] for w in able), key=lambda profile: profile.by_count[-1])
+            leads_ns = [worker.profiles[line.index].leads_ns for worker in able]
+            line.leads_ns = max(leads_ns, key=lambda leads_ns: max(leads_ns.values()))
             line.alike = all(worker.profiles[line.index] is line.profile for worker in able)

@@ -119,7 +119,8 @@ class Crew:
         batch = worker.batches.pop(0)
         first = statuses[0]
         if first <= _ITEM_RAN_MAX:
-            took_ns = now_ns - batch.started_ns
+            # A device that overlaps batches begins behind the answer before this one, and once its pixels are there.
+            took_ns = max(1, now_ns - max(batch.started_ns, batch.ready_ns))
             batch.line.pace.ran(batch.expected_ns, took_ns)
             profile = worker.profiles.get(batch.line.index)
             if profile is not None:
@@ -131,7 +132,7 @@ class Crew:
         if worker.batches and not worker.condemned and first is not ItemStatus.DEVICE_LOST:
             staged = worker.batches[0]
             staged.started_ns = now_ns
-            worker.free_at_ns = now_ns + staged.expected_ns
+            worker.free_at_ns = max(now_ns, staged.ready_ns) + staged.expected_ns
         self._plan.changed()
         if first > _ITEM_LATE:
             self._gave_up(worker, batch, first, now_ns, asked=asked)

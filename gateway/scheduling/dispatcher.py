@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.scheduling.line import Line
     from gateway.scheduling.placement import WorkerState
     from gateway.scheduling.plan import Plan
+    from gateway.scheduling.profile import Profile
     from gateway.scheduling.ticket import Ticket
 
     Choice = tuple[tuple[bool, int], Line, Seal]
@@ -86,9 +87,10 @@ class Dispatcher:
         for line in self._lines:
             profile = worker.profiles.get(line.index)
             while profile is not None and (ticket := line.suspects.peek()) is not None:
-                if now_ns + profile.least_ns <= ticket.deadline_ns:
+                start_ns = _start_ns(worker, profile, profile.sizes[0], now_ns)
+                if start_ns + profile.least_ns <= ticket.deadline_ns:
                     line.suspects.pop()
-                    return self._send(worker, line, [ticket], profile.sizes[0], Seal.SUSPECT, now_ns, now_ns)
+                    return self._send(worker, line, [ticket], profile.sizes[0], Seal.SUSPECT, now_ns)
                 if self._another_could(line, ticket, now_ns):
                     break
                 self._on_late(ticket)
@@ -96,31 +98,35 @@ class Dispatcher:
 
     def _next_for(self, worker: WorkerState, now_ns: int) -> RunBatch | None:
         """Close one batch for `worker` if its state and some model's line allow it."""
-        start_ns, early = now_ns, False
-        if worker.batches:
-            start_ns = max(now_ns, worker.free_at_ns)
-            staging_ns = placement.staging_from_ns(worker)
-            early = now_ns < staging_ns
-            if early and worker.batches[0].expected_ns >= placement.STAGE_WORTH_NS:
-                self._wake(staging_ns)
-                return None
-        choices = self._choices(worker, start_ns, early=early, now_ns=now_ns)
+        staging_ns = self._staging_from_ns(worker) if worker.batches else 0
+        early = now_ns < staging_ns
+        if early and worker.batches[0].expected_ns >= placement.STAGE_WORTH_NS:
+            self._wake(staging_ns)
+            return None
+        choices = self._choices(worker, staging_ns, now_ns)
         for _, line, seal in choices:
-            run = self._close(worker, line, seal, start_ns, now_ns)
+            run = self._close(worker, line, seal, now_ns)
             if run is not None:
                 return run
-        return self._run_anyway(worker, choices, start_ns, now_ns) if choices and not early else None
+        return self._run_anyway(worker, choices, now_ns) if choices and not early else None
 
-    def _choices(self, worker: WorkerState, start_ns: int, *, early: bool, now_ns: int) -> list[Choice]:
+    def _staging_from_ns(self, worker: WorkerState) -> int:
+        """From when on a busy worker may be given any second batch."""
+        leads_ns = [line.lead_ns for line in self._lines if line.ready_count and line.index in worker.profiles]
+        return placement.staging_from_ns(worker, max(leads_ns, default=0))
+
+    def _choices(self, worker: WorkerState, staging_ns: int, now_ns: int) -> list[Choice]:
         """The lines of which a batch may be closed now, the most urgent first.
 
-        `early`: the worker is still busy, and only a full batch may wait in its own queue.
+        Before `staging_ns` the worker is still busy, and only a full batch may wait in its own queue.
         """
+        early = now_ns < staging_ns
         choices: list[Choice] = []
         for line in self._lines:
             profile = worker.profiles.get(line.index)
             if profile is None or not line.ready_count:
                 continue
+            start_ns = _start_ns(worker, profile, profile.sizes[0], now_ns)
             while (
                 not early
                 and (late := batcher.late_head(line, profile, start_ns)) is not None
@@ -130,7 +136,7 @@ class Dispatcher:
             decision = batcher.decide(line, now_ns)
             if early and (decision is not Seal.FULL or batcher.late_head(line, profile, start_ns) is not None):
                 # Not yet: a better batch may come, and the late head may still find another worker.
-                self._wake(placement.staging_from_ns(worker))
+                self._wake(staging_ns)
                 continue
             if isinstance(decision, int):
                 decision = self._wait(line, decision, now_ns)
@@ -143,22 +149,24 @@ class Dispatcher:
 
     def _another_could(self, line: Line, ticket: Ticket, now_ns: int) -> bool:
         """Whether some worker could still answer a ticket in time, at its quickest."""
-        return any(
-            max(now_ns, worker.free_at_ns) + worker.profiles[line.index].least_ns <= ticket.deadline_ns
-            for worker in self._workers
-            if worker.ready and line.index in worker.profiles
-        )
+        for worker in self._workers:
+            if worker.ready and (profile := worker.profiles.get(line.index)) is not None:
+                start_ns = max(now_ns + profile.leads_ns[profile.sizes[0]], worker.free_at_ns)
+                if start_ns + profile.least_ns <= ticket.deadline_ns:
+                    return True
+        return False
 
-    def _close(self, worker: WorkerState, line: Line, seal: Seal, start_ns: int, now_ns: int) -> RunBatch | None:
+    def _close(self, worker: WorkerState, line: Line, seal: Seal, now_ns: int) -> RunBatch | None:
         """Make up a batch in the first way that keeps every promise; None when there is none."""
         profile = worker.profiles[line.index]
+        start_ns = _start_ns(worker, profile, _size_max(line, profile), now_ns)
         for way in batcher.WAYS:
             tickets, size = batcher.take(line, profile, start_ns, way)
             if tickets and start_ns + profile.least_ns > tickets[0].deadline_ns:
                 batcher.put_back(line, tickets)
                 return None  # another one could do it in time
             if tickets and self._keeps_promises(worker, line, tickets, start_ns + profile.times_ns[size], now_ns):
-                return self._send(worker, line, tickets, size, seal, start_ns, now_ns)
+                return self._send(worker, line, tickets, size, seal, now_ns)
             batcher.put_back(line, tickets)
         return None
 
@@ -187,19 +195,21 @@ class Dispatcher:
             return False
         return [ticket.due_ns for ticket in tickets] == line.dues[:count]
 
-    def _run_anyway(self, worker: WorkerState, choices: list[Choice], start_ns: int, now_ns: int) -> RunBatch | None:
+    def _run_anyway(self, worker: WorkerState, choices: list[Choice], now_ns: int) -> RunBatch | None:
         """No batch keeps every promise: hold it back while that may help, else run what is due first."""
         slack_ns = self._plan.slack_ns(now_ns, choices[0][1])
         if slack_ns > 0:
             self._wake(now_ns + min(slack_ns, HOLD_NS))
             return None
         _, line, seal = min(choices, key=lambda choice: batcher.first(choice[1]).due_ns)
-        tickets, size = batcher.take(line, worker.profiles[line.index], start_ns, batcher.WAYS[-1])
+        profile = worker.profiles[line.index]
+        start_ns = _start_ns(worker, profile, _size_max(line, profile), now_ns)
+        tickets, size = batcher.take(line, profile, start_ns, batcher.WAYS[-1])
         assert tickets  # `take` tries the first one, whatever is expected
-        if start_ns + worker.profiles[line.index].least_ns > tickets[0].deadline_ns:
+        if start_ns + profile.least_ns > tickets[0].deadline_ns:
             batcher.put_back(line, tickets)
             return None
-        return self._send(worker, line, tickets, size, seal, start_ns, now_ns)
+        return self._send(worker, line, tickets, size, seal, now_ns)
 
     def _wait(self, line: Line, until_ns: int, now_ns: int) -> Seal | None:
         """None: a window stays open, until then or until a promise could not be kept any more; the timer is set."""
@@ -216,17 +226,19 @@ class Dispatcher:
         tickets: list[Ticket],
         size: int,
         seal: Seal,
-        start_ns: int,
         now_ns: int,
     ) -> RunBatch:
         profile = worker.profiles[line.index]
-        took_ns = profile.times_ns[size]
+        took_ns, start_ns = profile.times_ns[size], _start_ns(worker, profile, size, now_ns)
+        # What is staged is gathered while the batch before it runs. An idle worker takes that time as well.
+        lead_ns = 0 if worker.batches else profile.leads_ns[size]
         self._number += 1
-        latest_ns = min(ticket.deadline_ns for ticket in tickets) - took_ns
-        if latest_ns < start_ns:
+        latest_ns = min(ticket.deadline_ns for ticket in tickets) - took_ns - lead_ns
+        if latest_ns < start_ns - lead_ns:
             latest_ns += took_ns - profile.least_ns  # one that is expected to be late, and may be lucky
         batch = Batch(self._number, line, tickets, size, seal, latest_ns)
         batch.expected_ns = took_ns
+        batch.ready_ns = now_ns + profile.leads_ns[size]
         if not worker.batches:
             batch.started_ns = now_ns
         worker.batches.append(batch)
@@ -245,3 +257,14 @@ class Dispatcher:
     def _wake(self, at_ns: int) -> None:
         if self.wake_ns is None or at_ns < self.wake_ns:
             self.wake_ns = at_ns
+
+
+def _start_ns(worker: WorkerState, profile: Profile, size: int, now_ns: int) -> int:
+    """When the device begins with a batch of `size` that is sent now, behind what the worker has."""
+    ready_ns = now_ns + profile.leads_ns[size]
+    return max(ready_ns, worker.free_at_ns) if worker.batches else ready_ns
+
+
+def _size_max(line: Line, profile: Profile) -> int:
+    """The largest size that a batch of those who wait can have now."""
+    return profile.size_above(min(line.ready_count, line.pace.size))

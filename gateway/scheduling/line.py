@@ -11,6 +11,8 @@ from gateway.scheduling.ticket import Priority, Stage, Ticket, TicketQueue
 from shm.arena import SlotArena
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.scheduling.profile import Profile
 
 
@@ -44,6 +46,7 @@ class Line:
         "dues",
         "index",
         "large",
+        "leads_ns",
         "name",
         "pace",
         "profile",
@@ -84,6 +87,8 @@ class Line:
         self.pace = Pace(deadline_ns)
         self.profile: Profile | None = None
         """What to expect of its batches; None until a worker has measured it."""
+        self.leads_ns: Mapping[int, int] = {}
+        """By size: how long before a device begins with a batch it has to be sent, where batches overlap."""
         self.worker_count = 1
         """Workers that serve it."""
         self.alike = True
@@ -125,6 +130,11 @@ class Line:
         """What a whole batch of the planned size is expected to take. There must be a profile."""
         assert self.profile is not None
         return self.profile.times_ns[self.pace.size]
+
+    @property
+    def lead_ns(self) -> int:
+        """How long before its device can begin with a batch of the planned size that has to be sent."""
+        return self.leads_ns.get(self.pace.size, 0)
 
     @property
     def waiting_count(self) -> int:

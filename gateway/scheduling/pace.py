@@ -222,15 +222,15 @@ class Pace:
             self.tail_ns = self._tail()
         margin_ns = self.margin_ns(deadline_ns)
 
-        def room_ns(time_ns: int) -> int:
+        def room_ns(size: int, time_ns: int) -> int:
             """Worker time before an image's deadline, behind a batch that was just started."""
-            return worker_count * (deadline_ns - margin_ns - time_ns)
+            return worker_count * (deadline_ns - margin_ns - profile.leads_ns[size] - time_ns)
 
-        def fits(_: int, time_ns: int) -> bool:
-            return time_ns <= room_ns(time_ns) - taken_ns
+        def fits(size: int, time_ns: int) -> bool:
+            return time_ns <= room_ns(size, time_ns) - taken_ns
 
         def collects(size: int, time_ns: int) -> bool:
-            return size * worker_count <= rate * room_ns(time_ns)
+            return size * worker_count <= rate * room_ns(size, time_ns)
 
         self.best_size = size = profile.best_size(fits)
         if taken_ns:
@@ -241,7 +241,7 @@ class Pace:
         self._rate_memory_ns = max(RATE_MEMORY_NS_MIN, profile.times_ns[self.best_size])
         time_ns = profile.times_ns[size]
         # All wait equally long, so that what each may have waiting is in proportion to what it gets.
-        waiting_ns = room_ns(max(time_ns, longest_ns))
+        waiting_ns = room_ns(size, max(time_ns, longest_ns))
         own_ns = max(waiting_ns - taken_ns, share * waiting_ns)
         self.quota = size * max(1, int(own_ns / time_ns)) if taken_ns else NO_QUOTA
         return size

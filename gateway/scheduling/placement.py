@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.scheduling.restarts import ChildState
+from gateway.scheduling.ticket import Seal
 from gateway.scheduling.watch import GRACE_NS
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ STAGE_WORTH_NS = 1_000_000
 HANG_NS_MIN = 1_000_000_000
 HANG_FACTOR = 5
 """A worker that has not answered a batch after max(HANG_NS_MIN, HANG_FACTOR * l(b)) is hung."""
+
+OVERLAP_NS, OVERLAP_SHARE = 1_500_000, 8
+"""Where batches overlap, a second one is sent so much, and an OVERLAP_SHARE-th of the first, before it has to be: a
+timer is up to 1 ms late, the first may be quicker than expected, and what comes too late leaves the device idle.
+"""
 
 BATCHES_MAX = 2
 """One running, one staged. More would hide nothing and add l(B) to every deadline."""
@@ -91,6 +97,17 @@ class WorkerState(ChildState):
             return 2 * now_ns - self.free_at_ns
         return self.free_at_ns
 
+    def sendable_ns(self, now_ns: int) -> int:
+        """When it can be given another batch: now, or when its first of two is answered."""
+        if not self.ready:
+            return self.expected_free_ns(now_ns)
+        return now_ns if len(self.batches) < BATCHES_MAX else self.free_at_ns - self.batches[1].expected_ns
+
+    def begins_ns(self, now_ns: int, lead_ns: int) -> int:
+        """When its device can begin with another batch, which has to be sent `lead_ns` before."""
+        free_ns = self.expected_free_ns(now_ns)
+        return max(free_ns, self.sendable_ns(now_ns) + lead_ns) if lead_ns else free_ns
+
     def owes_by_ns(self) -> int | None:
         """When the batch that it runs must have been answered; None while it has none."""
         if not self.batches:
@@ -113,20 +130,30 @@ class WorkerState(ChildState):
 
 
 def takers(workers: Iterable[WorkerState]) -> list[WorkerState]:
-    """Workers that could be given a batch: the idle ones, else the one that is free first."""
+    """Workers that could be given a batch: the idle ones, else the one that is free first.
+
+    Behind a suspect nothing is staged: where batches overlap, the one behind could be what it is convicted of.
+    """
     idle, busy = [], None
     for worker in workers:
         if not worker.ready:
             continue
         if not worker.batches:
             idle.append(worker)
-        elif len(worker.batches) < BATCHES_MAX and (busy is None or worker.free_at_ns < busy.free_at_ns):
+        elif len(worker.batches) == BATCHES_MAX or worker.batches[0].seal is Seal.SUSPECT:
+            continue
+        elif busy is None or worker.free_at_ns < busy.free_at_ns:
             busy = worker
     return idle or ([busy] if busy is not None else [])
 
 
-def staging_from_ns(worker: WorkerState) -> int:
-    """From when on a busy worker may be given its second batch even though that is not full."""
-    if worker.batches[0].expected_ns < STAGE_WORTH_NS:
+def staging_from_ns(worker: WorkerState, lead_ns: int = 0) -> int:
+    """From when on a busy worker may be given its second batch even though that is not full. `lead_ns`: how long before
+    its device can begin with that one it has to be sent.
+    """
+    batch = worker.batches[0]
+    if lead_ns + batch.expected_ns < STAGE_WORTH_NS:
         return worker.free_at_ns + STAGE_WORTH_NS  # by then it has answered, or was measured wrongly
+    if lead_ns:
+        return worker.free_at_ns - lead_ns - OVERLAP_NS - batch.expected_ns // OVERLAP_SHARE
     return worker.free_at_ns - STAGE_LEAD_NS

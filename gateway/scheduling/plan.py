@@ -37,23 +37,27 @@ _BY_DUE = operator.itemgetter(0, 1)
 
 
 class _Starts:
-    """When the coming batches of one line start and end, were it alone; kept until a worker or the size changes."""
+    """When the coming batches of one line start and end, were it alone; kept until a worker or the size changes.
+
+    `at_ns`: the earliest time that one sent then could start, which is later than then where devices overlap batches.
+    """
 
     __slots__ = ("_heap", "at_ns", "by_counts", "ends_ns", "idle_count", "size", "starts_ns", "version")
 
-    def __init__(self, line: Line, workers: Iterable[WorkerState], version: int, now_ns: int) -> None:
+    def __init__(self, line: Line, workers: Iterable[WorkerState], version: int, at_ns: int) -> None:
         self.version = version
         self.size = line.pace.size
-        self.at_ns = now_ns
+        self.at_ns = at_ns
+        lead_ns = line.lead_ns
         self._heap = []
         self.idle_count = 0
         for worker in workers:
             profile = worker.profiles.get(line.index)
             if profile is None:
                 continue
-            free_ns = worker.expected_free_ns(now_ns)
-            if free_ns <= now_ns:
-                free_ns = now_ns
+            free_ns = worker.begins_ns(at_ns - lead_ns, lead_ns)
+            if free_ns <= at_ns:
+                free_ns = at_ns
                 self.idle_count += 1
             self._heap.append((free_ns, worker.index, profile.by_count))
         heapq.heapify(self._heap)
@@ -131,7 +135,7 @@ class Plan:
                 break
         else:
             return False
-        end_ns = max(now_ns, worker.expected_free_ns(now_ns))
+        work_ns = lead_ns = 0
         for other in self._lines:
             waiting = len(other.dues)
             if other is line:
@@ -142,8 +146,9 @@ class Plan:
                 due_ns = other.dues[0]
             if other.profile is None or other.index not in worker.profiles or not other.alike:
                 return False
-            end_ns += -(-waiting // other.pace.size) * other.batch_ns
-        return end_ns <= due_ns
+            work_ns += -(-waiting // other.pace.size) * other.batch_ns
+            lead_ns = max(lead_ns, other.lead_ns)
+        return max(now_ns, worker.begins_ns(now_ns, lead_ns)) + work_ns <= due_ns
 
     def company(self, line: Line) -> list[Line]:
         """The lines, itself among them, that share workers, or share them with one that does: whatever is promised to
@@ -178,17 +183,21 @@ class Plan:
                 continue
             able = [w for w in self._workers if w.is_expected and other.index in w.profiles]
             budget_ns = other.deadline_ns - other.pace.margin_ns(other.deadline_ns)
+            lead_ns = other.lead_ns
             waits = sorted(
-                (max(0, w.expected_free_ns(now_ns) - now_ns), w.profiles[other.index].by_count) for w in able
+                (max(lead_ns, w.begins_ns(now_ns, lead_ns) - now_ns), w.profiles[other.index].by_count) for w in able
             )
             for place, (wait_ns, by_count) in enumerate(waits):
-                grown = min(other.pace.size, 1 + int(rate * wait_ns))
+                grown = min(other.pace.size, 1 + int(rate * (wait_ns - lead_ns)))
                 if wait_ns + by_count[grown] > place * grown / rate + budget_ns:
                     return True
         return False
 
     def _alone_ns(self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int, *, growing: bool) -> int:
         """`lateness_ns` where nothing else waits: only batches from the newcomers' on can change."""
+        # Here a batch that is sent now, or is decoded then, starts when the device can begin with it.
+        now_ns += line.lead_ns
+        ready_ns += line.lead_ns
         dues, size = line.dues, line.pace.size
         total = len(dues) + count
         place = len(dues) if not dues or due_ns >= dues[-1] else bisect.bisect_right(dues, due_ns)
@@ -276,6 +285,8 @@ class Plan:
         heap = [(max(now_ns, worker.expected_free_ns(now_ns)), worker.index) for worker in able]
         heapq.heapify(heap)
         profiles = {worker.index: worker.profiles for worker in able}
+        leads_ns = {line.index: line.lead_ns for line in self._lines}
+        sendable_ns = {worker.index: worker.sendable_ns(now_ns) for worker in able} if any(leads_ns.values()) else {}
         worst_ns = -NEVER_NS
         for head_ns, model, held, fresh in chunks:
             skipped = []
@@ -287,8 +298,10 @@ class Plan:
                 heap = skipped  # nobody can keep this promise, and it takes nobody's room
                 continue
             start_ns, index = heap[0]
-            if fresh and ready_ns > start_ns:
-                start_ns = ready_ns
+            if sendable_ns:
+                start_ns = max(start_ns, sendable_ns[index] + leads_ns[model])
+            if fresh and ready_ns + leads_ns[model] > start_ns:
+                start_ns = ready_ns + leads_ns[model]
             end_ns = start_ns + profiles[index][model].by_count[held]
             heapq.heapreplace(heap, (end_ns, index))
             for entry in skipped:

@@ -49,6 +49,9 @@ class Profile:
 
     `by_count[n]`: what to expect of n images, which run at the next warmed size. `least_ns`: what the smallest size
     took at best.
+
+    Where batches overlap on a device, all of that is from when it is done with what was before them. `leads_ns`: how
+    long before that a batch has to be sent; as much longer does one take that meets an idle device. Else 0.
     """
 
     __slots__ = (
@@ -58,6 +61,7 @@ class Profile:
         "_windows",
         "by_count",
         "inflation",
+        "leads_ns",
         "least_ns",
         "points",
         "sizes",
@@ -73,6 +77,8 @@ class Profile:
         self._windows: dict[int, deque[tuple[int, int]]] = {size: deque(maxlen=WINDOW_COUNT) for size in self.sizes}
         self.times_ns: dict[int, int] = {}
         self.by_count: list[int] = []
+        # With two batches in flight, one that needed longer than the batch before it takes would be slower itself.
+        self.leads_ns = {point.size: min(point.lead_ns, point.p50_ns) for point in self.points}
         self.least_ns = 0
         self.spread = statistics.median(point.p99_ns / max(1, point.p50_ns) - 1 for point in self.points)
         """By which share the slowest run of a size took longer than the median, at load; of all sizes the median."""

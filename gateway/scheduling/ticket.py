@@ -222,9 +222,23 @@ class Seal(enum.Enum):
 
 
 class Batch:
-    """Tickets that run together, padded to a warmed `size`."""
+    """Tickets that run together, padded to a warmed `size`.
 
-    __slots__ = ("expected_ns", "latest_start_ns", "line", "number", "seal", "size", "started_ns", "tickets")
+    `started_ns`: when it became the worker's first one; 0 while it is staged. `ready_ns`: when a device that overlaps
+    batches can begin with it at the earliest. `expected_ns`: how long it then takes.
+    """
+
+    __slots__ = (
+        "expected_ns",
+        "latest_start_ns",
+        "line",
+        "number",
+        "ready_ns",
+        "seal",
+        "size",
+        "started_ns",
+        "tickets",
+    )
 
     def __init__(
         self, number: int, line: Line, tickets: list[Ticket], size: int, seal: Seal, latest_start_ns: int
@@ -236,6 +250,7 @@ class Batch:
         self.seal = seal
         self.latest_start_ns = latest_start_ns
         self.started_ns = 0
+        self.ready_ns = 0
         self.expected_ns = 0
 
 

@@ -55,7 +55,8 @@ class Curve:
         assert points
         self._sizes = [point.size for point in points]
         self._p50_ms = [max(1, point.p50_ns) / 1e6 for point in points]
-        self._p99_ms = [max(1, point.p99_ns) / 1e6 for point in points]
+        # The one that is timed for a deadline may meet an idle device.
+        self._p99_ms = [max(1, point.p99_ns + point.lead_ns) / 1e6 for point in points]
         for index in range(len(points) - 2, -1, -1):
             self._p99_ms[index] = max(self._p50_ms[index], min(self._p99_ms[index], self._p99_ms[index + 1]))
 

@@ -109,7 +109,7 @@ class Core:
             decoder_hang_ns=2 * S,
             start_timeout_ns=20 * S,
         )
-        self.points = [ProfilePoint(size, ns, ns) for size, ns in points]
+        self.points = [ProfilePoint(size, ns, ns, *lead_ns) for size, ns, *lead_ns in points]
         self.tickets: list[Ticket] = []
         if up:
             self.do(NOW)

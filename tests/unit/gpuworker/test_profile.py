@@ -37,3 +37,37 @@ def test_a_very_slow_model_is_run_once():
     clock = Clock(7_000_000_000)
     assert profile.measure(8, clock.run, clock) == ProfilePoint(8, 7_000_000_000, 7_000_000_000)
     assert clock.runs == 1
+
+
+class Device:
+    """Starting a batch takes `copy` ns before the device can begin with it, computing it `compute`."""
+
+    def __init__(self, copy, compute):
+        self.now = self.free = 0
+        self.copy, self.compute = copy, compute
+        self.ends = []
+        self.most = 0
+
+    def clock(self):
+        return self.now
+
+    def start(self):
+        self.now += self.copy
+        self.free = max(self.now, self.free) + self.compute
+        self.ends.append(self.free)
+        self.most = max(self.most, len(self.ends))
+
+    def finish(self):
+        self.now = max(self.now, self.ends.pop(0))
+
+
+def test_of_batches_that_overlap_the_period_is_measured_and_what_one_alone_takes_more():
+    device = Device(copy=30, compute=50)
+    assert profile.measure_overlapping(4, device.start, device.finish, device.clock) == ProfilePoint(4, 50, 50, 30)
+    assert device.most == 2
+    assert device.ends == []
+
+
+def test_where_copying_takes_longer_that_is_the_period():
+    device = Device(copy=70, compute=50)
+    assert profile.measure_overlapping(4, device.start, device.finish, device.clock) == ProfilePoint(4, 70, 70, 50)

@@ -11,7 +11,7 @@ def worker(
 ) -> WorkerState:
     state = WorkerState(index)
     state.ready = ready
-    state.batches = [None] * batches
+    state.batches = [Batch(number, line(), [], 1, Seal.IDLE, 0) for number in range(batches)]
     if batch_ns is not None:
         batch = Batch(1, line(), [], 1, Seal.IDLE, 0)
         batch.expected_ns = batch_ns
@@ -39,6 +39,35 @@ def test_without_an_idle_worker_the_one_that_is_free_first_is_staged():
 def test_full_and_absent_workers_take_nothing():
     assert order(worker(0, batches=2), worker(1, ready=False)) == []
     assert order(worker(0, batches=1)) == [0]
+
+
+def test_behind_a_suspect_nothing_is_staged():
+    tried = worker(0, free_at_ns=10)
+    tried.batches = [Batch(1, line(), [], 1, Seal.SUSPECT, 0)]
+
+    assert order(tried) == []
+    assert order(tried, worker(1, batches=1, free_at_ns=20)) == [1]
+
+
+def test_where_batches_overlap_staging_begins_before_the_next_one_has_to_be_there():
+    running = worker(0, free_at_ns=NOW, batch_ns=8 * MS)
+
+    assert placement.staging_from_ns(running, 3 * MS) == NOW - (3 + 1.5 + 1) * MS
+    assert placement.staging_from_ns(worker(0, free_at_ns=NOW, batch_ns=600_000), 300_000) == NOW + 1 * MS
+    assert placement.staging_from_ns(worker(0, free_at_ns=NOW, batch_ns=600_000), 400_000) < NOW
+
+
+def test_a_batch_begins_once_it_is_there_and_the_device_is_done_with_the_others():
+    assert worker(0).begins_ns(NOW, 3 * MS) == NOW + 3 * MS
+    assert worker(0, batches=1, free_at_ns=NOW + 5 * MS).begins_ns(NOW, 3 * MS) == NOW + 5 * MS
+    assert worker(0, batches=1, free_at_ns=NOW + 2 * MS).begins_ns(NOW, 3 * MS) == NOW + 3 * MS
+    two = worker(0, batches=1, free_at_ns=NOW + 6 * MS, batch_ns=2 * MS)
+    assert two.begins_ns(NOW, 1 * MS) == NOW + 6 * MS
+    assert two.begins_ns(NOW, 3 * MS) == NOW + 7 * MS, "it is sent when the first of the two is answered"
+
+    gone = worker(0, ready=False)
+    gone.was_ready, gone.start_ns, gone.started_ns = True, 700 * MS, NOW
+    assert gone.begins_ns(NOW, 3 * MS) == NOW + 703 * MS
 
 
 def test_staging_begins_half_a_millisecond_before_the_end():
