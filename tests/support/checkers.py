@@ -74,7 +74,8 @@ def ran(world: World, child: FakeWorker, batch: Batch) -> None:
     require(batch.size in times_ns, f"size {batch.size} was never warmed")
     require(0 < len(batch.tickets) <= batch.size, f"{len(batch.tickets)} tickets at size {batch.size}")
     earliest_ns = min(world.record(ticket).deadline_ns for ticket in batch.tickets)
-    start_ns = max(world.now, child.free_at_ns) if child.batches else world.now
+    lead_ns = world.models[batch.line.index].leads_ns[batch.size]
+    start_ns = max(world.now + lead_ns, child.free_at_ns) if child.batches else world.now + lead_ns
     require(batch.expected_ns >= times_ns[batch.size] // 3, f"size {batch.size} is expected in {batch.expected_ns} ns")
     expected_ns = batch.expected_ns
     if len(batch.tickets) == 1 and start_ns + expected_ns > earliest_ns:
@@ -302,6 +303,8 @@ def is_empty(world: World, line: Line) -> bool:
     """Whether a line has nothing left, as the core says too."""
     held = any(key[0] == line.index for key in world.holders)
     empty = not held and not any(r.line == line.index and not r.gone for r in world.records.values())
+    if world._dirty and not empty:
+        return False  # its last answers are given, and wait for the driver's turn
     require(world.core.is_empty(line) == empty, f"model {line.index} is empty: {empty}, and the core says otherwise")
     return empty
 

@@ -58,7 +58,8 @@ POISONS = ("crash", "spin", "stop", "kill")
 class ModelPlan:
     """One model: its line's settings and what a batch of it costs."""
 
-    def __init__(self, draw: Random, longest_ms: int) -> None:
+    def __init__(self, draw: Random, longest_ms: int, lead_share: float) -> None:
+        """`lead_share`: how much longer a batch takes that meets an idle device; 0 where batches do not overlap."""
         largest = draw.choice((1, 2, 4, 8, 16, 32))
         sizes = [
             size for size in (1, 2, 4, 8, 16, 32) if size <= largest and (size in (1, largest) or draw.random() < 0.8)
@@ -69,9 +70,11 @@ class ModelPlan:
         self.points = []
         for size in sizes:
             p50_ns = int(base_ns + size * each_ns * (1 + bend * size))
-            self.points.append(ProfilePoint(size, p50_ns, int(p50_ns * draw.uniform(1.0, 1.3))))
+            lead_ns = int(lead_share * p50_ns)
+            self.points.append(ProfilePoint(size, p50_ns, int(p50_ns * draw.uniform(1.0, 1.3)), lead_ns))
         self.times_ns = {point.size: point.p99_ns for point in self.points}
         self.quick_ns = {point.size: point.p50_ns for point in self.points}
+        self.leads_ns = {point.size: point.lead_ns for point in self.points}
         self.fits_size = draw.choice(sizes)
         """Larger batches do not fit in memory, in worlds where that matters."""
         self.slot_count = draw.choice((0, 0, 0, 1, 2, 8, 32))
@@ -93,7 +96,8 @@ class Plan:
             self.faults &= {"changes"}
         elif faults:
             self.faults = set(faults)
-        self.models = [ModelPlan(draw, 50 if calm else 3000) for _ in range(draw.choice((1, 1, 2, 3)))]
+        lead_share = draw.choice((0.0, 0.0, 0.0, 0.1, 0.5))
+        self.models = [ModelPlan(draw, 50 if calm else 3000, lead_share) for _ in range(draw.choice((1, 1, 2, 3)))]
         self.worker_count = draw.randint(1, 3)
         self.decoder_count = draw.randint(1, 4)
         self.frame_count_max = draw.choice((1, 2, 8))

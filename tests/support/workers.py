@@ -32,7 +32,12 @@ class FakeBatch:
         self.model = batch.line.index
         self.size = batch.size
         self.expected_ns = batch.expected_ns
+        self.expected_ready_ns = 0
         self.latest_start_ns = batch.latest_start_ns
+        self.begun = False
+        """Whether it has left the queue: it will not be late any more."""
+        self.prepared_ns = 0
+        """When its device has its pixels."""
         self.items = [(record, (record.line, record.ticket.slot)) for record in records]
         self.started = started
 
@@ -109,7 +114,10 @@ class FakeWorker(FakeChild):
         mine = FakeBatch(batch, records, started=not self.batches)
         if not self.batches:
             self.owed_ns = world.now
-        start_ns = max(world.now, self.free_at_ns) if self.batches else world.now
+        start_ns = world.now + world.models[mine.model].leads_ns[batch.size]
+        if self.batches:
+            start_ns = max(start_ns, self.free_at_ns)
+        mine.expected_ready_ns = world.now + world.models[mine.model].leads_ns[batch.size]
         self.free_at_ns = start_ns + batch.expected_ns
         checkers.ordered(world, self, batch, self.free_at_ns)
         self.batches.append(mine)
@@ -117,7 +125,22 @@ class FakeWorker(FakeChild):
 
     def _take(self, batch: FakeBatch) -> None:
         self._inbox.append(batch)
+        if self.busy and self._current is not None and self._overlaps(batch):
+            # Gathered and copied beside the one that runs, unless that seems to take too long.
+            head = self._current
+            if max(self.world.now, head.prepared_ns + head.expected_ns) <= batch.latest_start_ns:
+                self._prepare(batch)
+                self.world.count("overlapped")
         self._work()
+
+    def _overlaps(self, batch: FakeBatch) -> bool:
+        return self.world.models[batch.model].leads_ns[batch.size] > 0
+
+    def _prepare(self, batch: FakeBatch) -> None:
+        """Its pixels are on their way: from now on it runs in its turn."""
+        batch.begun = True
+        lead_ns = self.world.models[batch.model].leads_ns[batch.size]
+        batch.prepared_ns = self.world.now + int(self.world.uniform(lead_ns // 2, lead_ns + 1) * self.factor)
 
     def _work(self) -> None:
         if self.busy or not self._inbox:
@@ -125,7 +148,7 @@ class FakeWorker(FakeChild):
         world = self.world
         self.busy = True
         batch = self._current = self._inbox.pop(0)
-        if world.now > batch.latest_start_ns:
+        if not batch.begun and world.now > batch.latest_start_ns:
             self.later(5_000, lambda: self._done(batch, ItemStatus.LATE))
             return
         for record, key in batch.items:
@@ -141,10 +164,14 @@ class FakeWorker(FakeChild):
             act = {"crash": self.crash, "kill": self.die, "stop": self.hang, "spin": self.spin}[poison]
             self.later(world.uniform(0, MS), act)
             return
+        if not batch.begun:
+            self._prepare(batch)
+        waits_ns = max(0, batch.prepared_ns - world.now)
+        batch.prepared_ns = max(batch.prepared_ns, world.now)
         cost_ns = world.uniform(model.quick_ns[batch.size], model.times_ns[batch.size] + 1)
         lost = "worker_device" in world.faults and world.chance(0.1)
         status = ItemStatus.DEVICE_LOST if lost else ItemStatus.OK
-        self.later(int(cost_ns * self.factor), lambda: self._done(batch, status))
+        self.later(waits_ns + int(cost_ns * self.factor), lambda: self._done(batch, status))
 
     def _done(self, batch: FakeBatch, status: ItemStatus) -> None:
         """It has a status for all, except that some of many may have failed."""
@@ -180,7 +207,9 @@ class FakeWorker(FakeChild):
         asked, self.interrupted_ns = self.interrupted_ns is not None, None
         self.owed_ns = world.now
         staged = self.batches[0] if self.batches else None
-        self.free_at_ns = world.now + (staged.expected_ns if staged else 0)
+        self.free_at_ns = world.now
+        if staged is not None:
+            self.free_at_ns = max(world.now, staged.expected_ready_ns) + staged.expected_ns
         if staged is not None:
             staged.started = not self.condemned and first is not ItemStatus.DEVICE_LOST
         if first > ItemStatus.LATE:

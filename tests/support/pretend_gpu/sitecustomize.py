@@ -9,6 +9,7 @@ import sys
 
 PATCHES = {
     "cuda.bindings.runtime": "pretend_cuda",
+    "gateway.config": "pretend_settings",
     "gpuworker.backend": "pretend_rows",
     "onnxruntime": "pretend_onnxruntime",
 }
