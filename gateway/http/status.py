@@ -150,6 +150,7 @@ class Status:
                             "size": p.size,
                             "p50_ms": round(p.p50_ns / 1e6, 3),
                             "p99_ms": round(p.p99_ns / 1e6, 3),
+                            "lead_ms": round(p.lead_ns / 1e6, 3),
                             "expected_ms": round(profile.times_ns[p.size] / 1e6, 3),
                         }
                         for p in loaded.profile

@@ -312,7 +312,7 @@ def decoding_takes_no_time(patch):
     patch.setattr(Feeder, "expected_ns", lambda *_: 0)
 
 
-@bug("without any fault", calm=True)
+@bug("", calm=True)
 def batches_are_expected_too_early(patch):
     refresh = Profile.refresh
 

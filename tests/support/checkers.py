@@ -172,6 +172,7 @@ def _late_for_a_reason(world: World, record: Record) -> None:
     profiles = [worker.profiles for worker in world.core.workers if record.line in worker.profiles]
     believed = [each[record.line].times_ns for each in profiles]
     slowest_ns = max(max(times_ns.values()) for times_ns in (world.models[record.line].times_ns, *believed))
+    slowest_ns += max(world.models[record.line].leads_ns.values())
     require(spare_ns < slowest_ns, f"{record} is late with {spare_ns} ns to spare")
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from shm.wire import ProfilePoint
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from random import Random
 
 MS = 1_000_000
 S = 1_000 * MS
@@ -58,8 +60,7 @@ POISONS = ("crash", "spin", "stop", "kill")
 class ModelPlan:
     """One model: its line's settings and what a batch of it costs."""
 
-    def __init__(self, draw: Random, longest_ms: int, lead_share: float) -> None:
-        """`lead_share`: how much longer a batch takes that meets an idle device; 0 where batches do not overlap."""
+    def __init__(self, draw: Random, longest_ms: int) -> None:
         largest = draw.choice((1, 2, 4, 8, 16, 32))
         sizes = [
             size for size in (1, 2, 4, 8, 16, 32) if size <= largest and (size in (1, largest) or draw.random() < 0.8)
@@ -70,11 +71,11 @@ class ModelPlan:
         self.points = []
         for size in sizes:
             p50_ns = int(base_ns + size * each_ns * (1 + bend * size))
-            lead_ns = int(lead_share * p50_ns)
-            self.points.append(ProfilePoint(size, p50_ns, int(p50_ns * draw.uniform(1.0, 1.3)), lead_ns))
+            self.points.append(ProfilePoint(size, p50_ns, int(p50_ns * draw.uniform(1.0, 1.3))))
         self.times_ns = {point.size: point.p99_ns for point in self.points}
         self.quick_ns = {point.size: point.p50_ns for point in self.points}
-        self.leads_ns = {point.size: point.lead_ns for point in self.points}
+        self.leads_ns = dict.fromkeys(sizes, 0)
+        """How much longer a batch takes that meets an idle device; 0 where batches do not overlap."""
         self.fits_size = draw.choice(sizes)
         """Larger batches do not fit in memory, in worlds where that matters."""
         self.slot_count = draw.choice((0, 0, 0, 1, 2, 8, 32))
@@ -83,6 +84,11 @@ class ModelPlan:
         self.window_ns = draw.choice((0, 0, 0, MS, 5 * MS, 20 * MS))
         slowest_ns = max(self.times_ns.values())
         self.deadline_ns = int(draw.choice((1.2, 3, 10, 30)) * slowest_ns) + draw.choice((5, 50, 300, longest_ms)) * MS
+
+    def overlap(self, lead_share: float) -> None:
+        """A batch is gathered and copied for that share of its time before its device begins with it."""
+        self.points = [msgspec.structs.replace(p, lead_ns=int(lead_share * p.p50_ns)) for p in self.points]
+        self.leads_ns = {point.size: point.lead_ns for point in self.points}
 
 
 class Plan:
@@ -96,8 +102,11 @@ class Plan:
             self.faults &= {"changes"}
         elif faults:
             self.faults = set(faults)
-        lead_share = draw.choice((0.0, 0.0, 0.0, 0.1, 0.5))
-        self.models = [ModelPlan(draw, 50 if calm else 3000, lead_share) for _ in range(draw.choice((1, 1, 2, 3)))]
+        self.models = [ModelPlan(draw, 50 if calm else 3000) for _ in range(draw.choice((1, 1, 2, 3)))]
+        # From a generator of its own: the worlds without it stay what they were.
+        lead_share = Random(self.models[0].points[0].p99_ns).choice((0.0, 0.0, 0.0, 0.1, 0.5))
+        for model in self.models:
+            model.overlap(lead_share)
         self.worker_count = draw.randint(1, 3)
         self.decoder_count = draw.randint(1, 4)
         self.frame_count_max = draw.choice((1, 2, 8))

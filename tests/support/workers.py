@@ -164,7 +164,7 @@ class FakeWorker(FakeChild):
             act = {"crash": self.crash, "kill": self.die, "stop": self.hang, "spin": self.spin}[poison]
             self.later(world.uniform(0, MS), act)
             return
-        if not batch.begun:
+        if not batch.begun and self._overlaps(batch):
             self._prepare(batch)
         waits_ns = max(0, batch.prepared_ns - world.now)
         batch.prepared_ns = max(batch.prepared_ns, world.now)
