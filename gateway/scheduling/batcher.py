@@ -64,29 +64,34 @@ WAYS = (
 """The best first; the last one is the plan's own."""
 
 
-def take(line: Line, profile: Profile, start_ns: int, way: Way) -> tuple[list[Ticket], int]:
-    """Take the tickets of the next batch out of their queues: (tickets, warmed size). `put_back` undoes it."""
-    count, urgent = _count(line, profile, start_ns, way)
+def take(line: Line, profile: Profile, free_ns: int, way: Way, sent_ns: int = 0) -> tuple[list[Ticket], int]:
+    """Take the tickets of the next batch out of their queues: (tickets, warmed size). `put_back` undoes it.
+
+    The batch is sent at `sent_ns`, and starts no earlier than the device is free, at `free_ns`.
+    """
+    count, urgent = _count(line, profile, free_ns, way)
     if way.by_due:
         tickets = [line.queue_of(first(line)).pop() for _ in range(count)]
     else:
         tickets = [line.ready.pop() for _ in range(urgent)]
         tickets += [line.ready_batch.pop() for _ in range(count - urgent)]
     size = profile.size_above(count)
-    end_ns = start_ns + profile.times_ns[size]
+    end_ns = max(free_ns, sent_ns + profile.leads_ns[size]) + profile.times_ns[size]
     if any(end_ns > ticket.deadline_ns for ticket in tickets):
-        tickets, size = _most_in_time(line, profile, start_ns, tickets)
+        tickets, size = _most_in_time(line, profile, free_ns, sent_ns, tickets)
     return tickets, size
 
 
-def _most_in_time(line: Line, profile: Profile, start_ns: int, tickets: list[Ticket]) -> tuple[list[Ticket], int]:
+def _most_in_time(
+    line: Line, profile: Profile, free_ns: int, sent_ns: int, tickets: list[Ticket]
+) -> tuple[list[Ticket], int]:
     """The batch that answers most of these in time; the others go back. Cutting it down for the sake of an old head
     alone would collapse under overload. Where nothing is expected to be in time, the first one is tried alone.
     """
     best: list[Ticket] = []
     best_size = profile.sizes[0]
     for size in profile.sizes:
-        end_ns = start_ns + profile.times_ns[size]
+        end_ns = max(free_ns, sent_ns + profile.leads_ns[size]) + profile.times_ns[size]
         fit = [ticket for ticket in tickets if end_ns <= ticket.deadline_ns][:size]
         if len(fit) > len(best):
             best, best_size = fit, size
@@ -102,7 +107,7 @@ def put_back(line: Line, tickets: list[Ticket]) -> None:
         line.queue_of(ticket).push(ticket.due_ns, ticket)
 
 
-def _count(line: Line, profile: Profile, start_ns: int, way: Way) -> tuple[int, int]:
+def _count(line: Line, profile: Profile, free_ns: int, way: Way) -> tuple[int, int]:
     """How many to take, and how many of them from the real-time class (meaningless by due time)."""
     if way.by_due:
         return min(line.ready_count, line.pace.size), 0
@@ -114,7 +119,7 @@ def _count(line: Line, profile: Profile, start_ns: int, way: Way) -> tuple[int, 
         return below, urgent  # Only the batch class waits, and that has time.
     if way.split and below and not profile.padding_pays(count):
         # Whoever is left behind must not be what keeps the next batch small.
-        next_end_ns = start_ns + profile.times_ns[below] + profile.times_ns[line.pace.best_size]
+        next_end_ns = free_ns + profile.times_ns[below] + profile.times_ns[line.pace.best_size]
         if not urgent or line.dues[below] >= next_end_ns:
             return below, min(urgent, below)
     return count, urgent

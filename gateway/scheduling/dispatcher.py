@@ -159,9 +159,10 @@ class Dispatcher:
     def _close(self, worker: WorkerState, line: Line, seal: Seal, now_ns: int) -> RunBatch | None:
         """Make up a batch in the first way that keeps every promise; None when there is none."""
         profile = worker.profiles[line.index]
-        start_ns = _start_ns(worker, profile, _size_max(line, profile), now_ns)
+        free_ns = worker.free_at_ns if worker.batches else now_ns
         for way in batcher.WAYS:
-            tickets, size = batcher.take(line, profile, start_ns, way)
+            tickets, size = batcher.take(line, profile, free_ns, way, now_ns)
+            start_ns = _start_ns(worker, profile, size, now_ns)
             if tickets and start_ns + profile.least_ns > tickets[0].deadline_ns:
                 batcher.put_back(line, tickets)
                 return None  # another one could do it in time
@@ -203,8 +204,9 @@ class Dispatcher:
             return None
         _, line, seal = min(choices, key=lambda choice: batcher.first(choice[1]).due_ns)
         profile = worker.profiles[line.index]
-        start_ns = _start_ns(worker, profile, _size_max(line, profile), now_ns)
-        tickets, size = batcher.take(line, profile, start_ns, batcher.WAYS[-1])
+        free_ns = worker.free_at_ns if worker.batches else now_ns
+        tickets, size = batcher.take(line, profile, free_ns, batcher.WAYS[-1], now_ns)
+        start_ns = _start_ns(worker, profile, size, now_ns)
         assert tickets  # `take` tries the first one, whatever is expected
         if start_ns + profile.least_ns > tickets[0].deadline_ns:
             batcher.put_back(line, tickets)
@@ -263,8 +265,3 @@ def _start_ns(worker: WorkerState, profile: Profile, size: int, now_ns: int) -> 
     """When the device begins with a batch of `size` that is sent now, behind what the worker has."""
     ready_ns = now_ns + profile.leads_ns[size]
     return max(ready_ns, worker.free_at_ns) if worker.batches else ready_ns
-
-
-def _size_max(line: Line, profile: Profile) -> int:
-    """The largest size that a batch of those who wait can have now."""
-    return profile.size_above(min(line.ready_count, line.pace.size))

@@ -129,8 +129,8 @@ def window_timer_forgotten(patch):
 
 @bug("too late", faults=("worker_hang", "worker_kill", "worker_spin"))
 def expired_head_is_run_anyway(patch):
-    def take_late(line, profile, start_ns, way):
-        return take(line, profile, -(10**15), way)
+    def take_late(line, profile, free_ns, way, sent_ns):
+        return take(line, profile, -(10**15), way, -(10**15))
 
     patch.setattr(batcher, "late_head", lambda *_: None)
     patch.setattr(batcher, "take", take_late)
@@ -150,7 +150,7 @@ def latest_start_is_the_deadline(patch):
 
 @bug("too late", faults=("worker_hang", "worker_kill", "worker_spin"))
 def near_deadline_of_a_lower_class_rides_along(patch):
-    def all_of_them(line, profile, start_ns, tickets):
+    def all_of_them(line, profile, free_ns, sent_ns, tickets):
         return tickets, profile.size_above(len(tickets))
 
     patch.setattr(batcher, "_most_in_time", all_of_them)
@@ -168,8 +168,8 @@ def three_batches_at_once(patch):
 
 @bug("tickets at size")
 def more_tickets_than_rows(patch):
-    def take_narrow(line, profile, start_ns, way):
-        tickets, _ = take(line, profile, start_ns, way)
+    def take_narrow(line, profile, *args):
+        tickets, _ = take(line, profile, *args)
         return tickets, profile.sizes[0]
 
     patch.setattr(batcher, "take", take_narrow)

@@ -4,7 +4,9 @@ import pytest
 
 from gateway.scheduling import batcher
 from gateway.scheduling.batcher import WAYS, Way
+from gateway.scheduling.profile import Profile
 from gateway.scheduling.ticket import Seal, Stage
+from shm.wire import ProfilePoint
 from tests.support.core import MS, NOW, line, profile, ticket
 
 PROFILE = profile((1, 10), (2, 12), (4, 16))
@@ -217,3 +219,15 @@ def test_what_is_put_back_is_taken_again(way: Way):
 
     assert made.ready_count == 5
     assert batcher.take(made, PROFILE, NOW, way) == (tickets, size)
+
+
+def test_a_small_batch_starts_before_a_large_one_that_is_sent_at_the_same_time():
+    shape = Profile([ProfilePoint(1, 5 * MS, 5 * MS, 2 * MS), ProfilePoint(2, 6 * MS, 6 * MS, 4 * MS)])
+    made = filled(8, 500, size=2)
+    # Both together start 4 ms from now and end at 10, the first one alone starts at 2 and ends at 7.
+    tickets, size = batcher.take(made, shape, NOW, BY_DUE, NOW)
+    assert (numbers(tickets), size) == ([1], 1)
+    # Behind what keeps the device busy until then they start at the same time.
+    other = filled(8, 500, size=2)
+    tickets, size = batcher.take(other, shape, NOW + 4 * MS, BY_DUE, NOW)
+    assert (numbers(tickets), size) == ([2], 1)
