@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gateway import errors, logs
 from gateway.memory import device_grant
+from gateway.model_state import BUILDING, ModelState, Stage
 from gateway.scheduling import refusals
 from gateway.scheduling.ticket import Role
 from shm import wire
@@ -39,29 +40,14 @@ _log = logs.get("children")
 
 _EXHAUSTED = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
+_TOO_LARGE = "they do not fit in the device's memory; smaller ones are run, on every device"
+
 _REFUSALS: dict[ItemStatus, type[errors.Refusal]] = {
     ItemStatus.UNDECODABLE: errors.UndecodableImage,
     ItemStatus.UNSUPPORTED_FORMAT: errors.UnsupportedMediaType,
     ItemStatus.PIXELS_OVER_LIMIT: errors.PayloadTooLarge,
     ItemStatus.BAD_BASE64: errors.BadRequest,
 }
-
-
-class ModelState:
-    """One model as people see it: what its worker said last, per worker."""
-
-    __slots__ = ("crashes", "failures", "files", "loaded", "loading", "measured")
-
-    def __init__(self) -> None:
-        self.crashes: dict[int, int] = {}
-        """How often a worker died while it loaded this model."""
-        self.loading: dict[int, str] = {}
-        self.loaded: dict[int, wire.Loaded] = {}
-        self.failures: dict[int, str] = {}
-        self.files = ""
-        """A digest of the files that it was loaded from; see gateway.measured."""
-        self.measured: dict[int, list[wire.ProfilePoint]] = {}
-        """What batches take, by seat: whoever comes up there next need not measure it again."""
 
 
 def _ranks(fields: Sequence[Field]) -> bool:
@@ -95,6 +81,8 @@ class Children:
         """By role and seat (a decoder's index)."""
         self.obituaries: dict[int, str] = {}
         """By seat: what the last worker died of that nobody had sent away."""
+        self.kill_reasons: dict[int, str] = {}
+        """By worker: why it was killed last, in the core's words."""
         self.stopping = False
         """Whether deaths are wanted, and nobody's business any more."""
         self._unborn: set[tuple[Role, int]] = set()
@@ -148,6 +136,8 @@ class Children:
     def kill(self, kill: Kill) -> None:
         """SIGKILL a child. A worker that another one has followed ends so in the best of cases."""
         wanted = kill.role is Role.WORKER and self._core.worker(kill.index).retiring
+        if kill.role is Role.WORKER:
+            self.kill_reasons[kill.index] = kill.reason
         self._supervisor.kill(kill.role, kill.index, kill.reason, wanted=wanted)
 
     def look(self) -> None:
@@ -250,6 +240,7 @@ class Children:
                         news.pop(index, None)
             if worker.retiring:
                 self.worker_devices.pop(index, None)
+                self.kill_reasons.pop(index, None)
         self._changed()
 
     def _convict(self) -> None:
@@ -339,13 +330,21 @@ class Children:
             raise ValueError("named a model that it was not given")
         if worker.ready:
             raise ValueError("had news of a model after it was ready")
-        self._core.worker_loading(child.index)
+        index, now_ns = child.index, time.monotonic_ns()
         state, model = self.states[message.model], self._models[message.model]
-        index = child.index
+        if isinstance(message, wire.Loading) and message.stage == BUILDING:
+            self._core.worker_building(index, message.model, now_ns)
+        else:
+            self._core.worker_loading(index, now_ns)
         if isinstance(message, wire.Loading):
-            state.loading[index] = f"{message.stage} {message.share:.0%}"
+            stage = Stage(message.stage, message.share)
+            if stage.is_milestone(state.loading.get(index)):
+                share = round(stage.share, 2)
+                _log.info("engine_building", model=model.name, version=model.version, worker=index, share=share)
+            state.loading[index] = stage
         elif isinstance(message, wire.Loaded):
-            if [point.size for point in message.profile] != list(model.contract.batching.sizes):
+            count = len(message.profile)
+            if not count or [point.size for point in message.profile] != list(model.contract.batching.sizes[:count]):
                 raise ValueError("measured other batch sizes than it was given")
             if model.contract.output.task == "classification" and not _ranks(message.fields):
                 raise ValueError("answers no ranked classes")
@@ -362,6 +361,15 @@ class Children:
                 provider=message.provider,
                 load_ms=round(message.load_ns / 1e6),
             )
+            if given_up := list(model.contract.batching.sizes[count:]):
+                _log.warning(
+                    "sizes_given_up",
+                    model=model.name,
+                    version=model.version,
+                    worker=index,
+                    sizes=given_up,
+                    why=_TOO_LARGE,
+                )
         else:
             state.loading.pop(index, None)
             state.loaded.pop(index, None)
@@ -374,5 +382,9 @@ class Children:
             raise ValueError("was ready twice")
         self.worker_devices[index] = message.device
         profiles = {model: state.loaded[index].profile for model, state in self.states.items() if index in state.loaded}
-        self._core.worker_ready(index, profiles, time.monotonic_ns(), kind=message.device)
+        sizes = {model: self._models[model].contract.batching.sizes for model in profiles}
+        size_ends = {
+            model: sizes[model][len(profile)] for model, profile in profiles.items() if len(profile) < len(sizes[model])
+        }
+        self._core.worker_ready(index, profiles, time.monotonic_ns(), kind=message.device, size_ends=size_ends)
         _log.info("worker_ready", index=index, pid=child.pid, device=message.device, rss=message.rss_size)

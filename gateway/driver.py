@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import errors, logs, samples
 from gateway.calls import Call, Classes
-from gateway.children import Children, ModelState
+from gateway.children import Children
 from gateway.measured import Known, files_digest
 from gateway.memory import Memory, slot_count
 from gateway.metrics import Metrics
+from gateway.model_state import ModelState
 from gateway.scheduling.line import Line
 from gateway.scheduling.scheduler import Scheduler
 from gateway.scheduling.ticket import (
@@ -81,6 +82,7 @@ class Driver:
             frame_count_max=settings.decode_frame_count_max,
             decoder_hang_ns=int(settings.decode_cpu_ms_max * 3e6) + 1_000_000_000,
             start_timeout_ns=int(settings.child_start_timeout_s * 1e9),
+            build_timeout_ns=int(settings.engine_build_timeout_s * 1e9),
             restarts_max=settings.restarts_max,
             restarts_window_ns=int(settings.restarts_window_s * 1e9),
         )

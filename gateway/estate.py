@@ -34,6 +34,11 @@ START_MARGIN_S = 15.0
 """How much longer than its children's start a successor may take."""
 
 
+def start_timeout_s(settings: Settings) -> float:
+    """How long a gateway may take to come up, but for the engines that its workers build meanwhile."""
+    return settings.child_start_timeout_s + START_MARGIN_S
+
+
 class Estate:
     """One gateway's sockets and locks. `shared`: whether others have copies of the listener, for good."""
 
@@ -78,7 +83,7 @@ class Estate:
             path = paths.handover_socket(settings)
         except OSError as error:
             raise InvalidSettings(f"no gateway to replace: there is no runtime folder ({error})") from None
-        predecessor = handover.call(path, settings.child_start_timeout_s + START_MARGIN_S)
+        predecessor = handover.call(path, start_timeout_s(settings) + settings.engine_build_timeout_s)
         if "http" not in predecessor.fds:
             predecessor.refuse()
             raise InvalidSettings(f"the running gateway (pid {predecessor.pid}) left no listener; stop it first")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
-import resource
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +16,7 @@ from gateway.admin.facts import GatewayFacts
 from gateway.admin.front import AdminFront
 from gateway.driver import Driver
 from gateway.errors import InvalidModel, InvalidSettings
-from gateway.estate import START_MARGIN_S, Estate
+from gateway.estate import Estate, start_timeout_s
 from gateway.handover import Handover
 from gateway.http.front import Front
 from gateway.lifecycle.changes import Changes
@@ -27,6 +25,8 @@ from gateway.lifecycle.watcher import Watcher, everybody
 from gateway.measured import collect
 from gateway.models.repository import scan
 from gateway.paths import state_dir
+from gateway.patience import Patience
+from gateway.provisions import keep_heap, raise_fd_limit
 from shm import failpoints
 
 if TYPE_CHECKING:
@@ -40,45 +40,19 @@ if TYPE_CHECKING:
 
 _log = logs.get("server")
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-HEAP_KEPT_SIZE = 64 << 20
-"""Bytes of freed memory that the gateway keeps for the next bodies."""
-
-FDS_PER_MODEL, FDS_RESERVED = 4, 256
-"""Descriptors for each model's segments, and for children, listeners and files."""
-
 MODELS_EXPECTED = 64
 """Models that descriptors are asked for where they come and go."""
 
 READY_POLL_S = 0.02
+
+BUILDING_TOLD_S = 5.0
+"""How often the service manager is told that engines are being built."""
 
 CLOSE_TIMEOUT_S = 2.0
 """How long connections get to take their last answers once everything was answered."""
 
 ADMIN_CLOSE_TIMEOUT_S = 0.5
 """The same for who waits for an operation, which does not end any more."""
-
-
-def keep_heap() -> None:
-    """Have the allocator keep what it was given back, up to HEAP_KEPT_SIZE.
-
-    Bodies come in pieces of 256 KiB. By default each of them is mapped, faulted in, and unmapped again: 1,290 µs of
-    CPU a request for a 1080p photo of 500 kB, against 690 so. Source: mallopt(3), glibc; others have no such call.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, HEAP_KEPT_SIZE // 2)
-        libc.mallopt(_M_TRIM_THRESHOLD, HEAP_KEPT_SIZE)
-
-
-def raise_fd_limit(connections_max: int, model_count: int) -> None:
-    """As many descriptors as this user may have. Logs a warning when that is too few for what the settings promise."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    needed = connections_max + FDS_PER_MODEL * model_count + FDS_RESERVED
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        _log.warning("few_descriptors", limit=hard, needed=needed, advice="raise ulimit -n or lower connections_max")
 
 
 class Gateway:
@@ -109,7 +83,7 @@ class Gateway:
         self.stop_asked = asyncio.Event()
         self.hurried = asyncio.Event()
         """Whether not even those who are connected are waited for."""
-        self._start_timeout_s = settings.child_start_timeout_s + START_MARGIN_S
+        self._start_timeout_s = start_timeout_s(settings)
         self._delay_s = 0.0
         self._signalled = False
         self._drained = False
@@ -164,11 +138,14 @@ class Gateway:
         _log.info("listening", url=self.url, models=[f"{m.name}/{m.version}" for m in self.driver.models.values()])
 
     async def _succeed(self, predecessor: Predecessor) -> None:
-        """Come up while the predecessor serves, then take its place; also when it dies meanwhile."""
-        ready = asyncio.ensure_future(self.wait_ready())
+        """Come up while the predecessor serves, then take its place; also when it dies meanwhile.
+
+        Engines may be built before that, for `engine_build_timeout_s` together: the predecessor waits no longer.
+        """
+        ready = asyncio.ensure_future(self.wait_ready(self._patience()))
         gone = asyncio.ensure_future(predecessor.wait_gone())
         try:
-            timeout_s = self._start_timeout_s
+            timeout_s = self._start_timeout_s + self._settings.engine_build_timeout_s
             await asyncio.wait([ready, gone], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if gone.done():
                 gone.result()
@@ -176,8 +153,11 @@ class Gateway:
                 await self.wait_up()
                 return
             if not ready.done():
-                raise InvalidSettings(f"not ready within {timeout_s:g} s; the running gateway serves on")
+                raise TimeoutError
             ready.result()
+        except TimeoutError:
+            limit = f"{self._start_timeout_s:g} s, building engines not counted,"
+            raise InvalidSettings(f"not ready within {limit} and the running gateway serves on") from None
         finally:
             ready.cancel()
             gone.cancel()
@@ -207,18 +187,32 @@ class Gateway:
 
     async def announce(self) -> None:
         """Tell the service manager and the log when everything is up that comes up."""
-        await self.wait_up()
+        coming = asyncio.ensure_future(self.wait_up())
+        try:
+            while not coming.done():
+                await asyncio.wait([coming], timeout=BUILDING_TOLD_S)
+                if self.driver.core.is_building:
+                    # Or the service manager ends what takes longer than it was told a start takes.
+                    systemd.notify(f"EXTEND_TIMEOUT_USEC={int(self._start_timeout_s * 1e6)}")
+        finally:
+            coming.cancel()
         systemd.notify("READY=1")
         _log.info("ready" if self.ready else "not_ready", url=self.url)
 
     async def wait_up(self) -> None:
         """Until every model is up, or it is known that one does not come up: the others are served all the same."""
         with contextlib.suppress(InvalidSettings, TimeoutError):
-            async with asyncio.timeout(self._start_timeout_s):
-                await self.wait_ready()
+            await self.wait_ready(self._patience())
 
-    async def wait_ready(self) -> None:
-        """Until every model is up. Raises InvalidSettings when a worker refuses one, or children keep dying."""
+    def _patience(self) -> Patience:
+        """What a start may take, from now on."""
+        return Patience(self._start_timeout_s, lambda: self.driver.core.is_building)
+
+    async def wait_ready(self, patience: Patience | None = None) -> None:
+        """Until every model is up, or `patience` is at its end.
+
+        Raises: InvalidSettings when a worker refuses one, or children keep dying; TimeoutError.
+        """
         core = self.driver.core
         while not self.ready:
             for name, detail in self.refused.items():
@@ -226,6 +220,8 @@ class Gateway:
             for role, children in (("decoder", core.feeder.decoders), ("worker", core.workers)):
                 if children and all(child.restarts.failing for child in children):
                     raise InvalidSettings(f"every {role} process dies at its start; the log has its last words")
+            if patience is not None and patience.left_s() <= 0:
+                raise TimeoutError
             await asyncio.sleep(READY_POLL_S)
 
     async def drain(self) -> None:

@@ -33,6 +33,9 @@ _NS_PER_MS = 1_000_000
 _SPIN_NS = 150_000
 """The end of the set time is waited out awake: a wait ends 90 to 130 µs late, and that would count as the server's."""
 
+_NEWS_NS = 20_000_000
+"""How often it says that it builds."""
+
 _BLACK = (0, 0, 0)
 
 _PIXELS = ("crash", "kill", "hang", "spin", "fail", "lost")
@@ -84,12 +87,13 @@ class FakeBackend:
 
         Raises InvalidModel, MemoryError.
         """
-        report("session", 0.0)
         for name in _PIXELS:
             if getattr(self._fake, f"{name}_pixel") == _BLACK:
                 raise InvalidModel(
                     f"fake.{name}_pixel = [0, 0, 0] would fire on warm-up; choose a pixel that is not black"
                 )
+        self._build(report)
+        report("session", 0.0)
         time.sleep(self._fake.load_ms / 1e3)
         if self._fake.load == "refuse":
             raise InvalidModel("fake.load = 'refuse' asks for a refusal; set it to 'ok'")
@@ -100,8 +104,17 @@ class FakeBackend:
         if self._fake.memory_size:
             self._ballast = np.ones(self._fake.memory_size, np.uint8)
 
+    def _build(self, report: Report) -> None:
+        """Build the engine that it has not, and say so again and again."""
+        begin, whole_ns = time.monotonic_ns(), int(self._fake.build_ms * _NS_PER_MS)
+        while (done_ns := time.monotonic_ns() - begin) < whole_ns:
+            report("building", done_ns / whole_ns)
+            time.sleep(min(_NEWS_NS, whole_ns - done_ns) / 1e9)
+
     def warmup(self, size: int) -> None:
-        """Run the size once."""
+        """Run the size once. Raises MemoryError."""
+        if size > self._fake.warmup_images > 0:
+            raise MemoryError(f"{size} images, fake.warmup_images = {self._fake.warmup_images}")
         self.run(size, 0)
 
     def staging(self, size: int) -> list[NDArray[np.uint8]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
@@ -20,7 +20,7 @@ from shm import failpoints, views
 from shm.wire import Loaded, LoadFailed, Loading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from shm.heritage import ModelGrant
     from shm.segment import Segment
     from shm.wire import ProfilePoint
+
+T = TypeVar("T")
 
 _DETAIL_SIZE_MAX = 4000
 """Characters; a refusal has to fit in a frame whatever names a file has in it."""
@@ -102,21 +104,26 @@ def _load(
     rows = [slot.reshape(-1) for slot in pixels]
     model = Model(grant.name, sizes, backend, answer, rows)
 
-    for done, size in enumerate(sizes):
-        send(Loading(index, "warmup", done / len(sizes)))
+    def warm(size: int) -> int:
         backend.warmup(size)
+        return size
 
-    if [point.size for point in grant.profile] == list(sizes):
+    fitting = _in_turn(sizes, warm, lambda share: send(Loading(index, "warmup", share)), model, sizes[:1])
+    known = grant.profile[: len(fitting)]
+    if [point.size for point in known] == fitting:
         # It was here before: measuring takes several times as long as everything else, and people wait.
-        return model, Loaded(index, list(answer.fields), list(grant.profile), backend.provider, 0)
+        return model, Loaded(index, list(answer.fields), list(known), backend.provider, 0)
     image = noise(rows[0].size)
     top_k = contract.output.top_k
     slot_size = len(slots.output.map) // slots.slot_count
     aside = make_answer(contract, backend, grant.label_count, bytearray(slot_size), 1)
-    profile = []
-    for done, size in enumerate(sizes):
-        send(Loading(index, "profile", done / len(sizes)))
-        profile.append(_measured(model, size, image, top_k, aside))
+
+    def time_one(size: int) -> ProfilePoint:
+        return _measured(model, size, image, top_k, aside)
+
+    # Where batches overlap, one that does not fit may leave the one before it in flight: then the model is refused.
+    sure = fitting if model.depth > 1 else fitting[:1]
+    profile = _in_turn(fitting, time_one, lambda share: send(Loading(index, "profile", share)), model, sure)
     return model, Loaded(index, list(answer.fields), profile, backend.provider, 0)
 
 
@@ -129,3 +136,26 @@ def _measured(model: Model, size: int, image: NDArray[np.uint8], top_k: int, asi
         lambda: model.rehearse_start(size, image),
         lambda: model.rehearse_finish(size, top_k, aside),
     )
+
+
+def _in_turn(
+    sizes: Sequence[int], step: Callable[[int], T], report: Callable[[float], None], model: Model, sure: Sequence[int]
+) -> list[T]:
+    """What `step` gives for each size, the smallest first, as far as they fit in memory. The others are given up for as
+    long as this worker lives, and named in the log.
+
+    Raises: MemoryError when one of `sure` does not fit; whatever else `step` does.
+    """
+    found: list[T] = []
+    for size in sizes:
+        report(len(found) / len(sizes))
+        try:
+            found.append(step(size))
+        except MemoryError as error:
+            if size in sure:
+                raise
+            given_up = list(sizes[len(found) :])
+            log.event("sizes_given_up", level="warning", error=error, model=model.name, sizes=given_up)
+            break
+    model.sizes = frozenset(sizes[: len(found)])
+    return found

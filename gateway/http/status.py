@@ -99,8 +99,10 @@ class Status:
     def _line(self, index: int) -> Line:
         return next(line for line in self._driver.core.lines if line.index == index)
 
-    def _state(self, index: int) -> dict[str, str]:
-        """ready, loading, restarting or failed; with a detail when it is not ready."""
+    def _state(self, index: int) -> dict[str, Any]:
+        """ready, loading, building, restarting or failed; with a detail when it is not ready, and while its engine is
+        being built with the share of that that is done.
+        """
         driver = self._driver
         state = driver.children.states[index]
         workers = [worker for worker in driver.core.workers if index in worker.models]
@@ -110,9 +112,11 @@ class Status:
             return {"state": "failed", "detail": "; ".join(dict.fromkeys(state.failures.values()))}
         if workers and all(worker.restarts.failing for worker in workers):
             return {"state": "failed", "detail": "every worker keeps dying; see the log for its last words"}
+        if (share := state.built_share) is not None:
+            return {"state": "building", "detail": "its engine is being built, once", "share": round(share, 3)}
         if any(worker.was_ready for worker in workers):
             return {"state": "restarting", "detail": "its worker died and is being replaced"}
-        return {"state": "loading", "detail": ", ".join(state.loading.values()) or "waiting for its worker"}
+        return {"state": "loading", "detail": ", ".join(map(str, state.loading.values())) or "waiting for its worker"}
 
     def _batching(self, index: int) -> dict[str, Any] | None:
         """How full and how carefully batches are planned now; None until a worker has measured one."""
@@ -129,8 +133,11 @@ class Status:
         }
 
     def _workers(self, index: int) -> list[dict[str, Any]]:
-        """Per worker that has the model: device, provider, and l(b): measured at load, and expected now."""
+        """Per worker that has the model: device, provider, and l(b): measured at load, and expected now, of the sizes
+        that fit in its memory.
+        """
         driver = self._driver
+        sizes = driver.models[index].contract.batching.sizes
         found = []
         for worker in driver.core.workers:
             loaded = driver.children.states[index].loaded.get(worker.index)
@@ -154,7 +161,9 @@ class Status:
                             "expected_ms": round(profile.times_ns[p.size] / 1e6, 3),
                         }
                         for p in loaded.profile
+                        if p.size in profile.times_ns
                     ],
+                    "sizes_given_up": [size for size in sizes if size not in profile.times_ns],
                 }
             )
         return found

@@ -20,6 +20,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway import errors
+from gateway.patience import Patience
+from gateway.scheduling.restarts import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,8 +36,18 @@ LOOK_S = 0.25
 DEATHS_MAX = 2
 """Deaths of a successor before it was ready; after so many the change has failed."""
 
-_STAGES = ("session", "warmup", "profile")
-"""What a worker does with a model, in order; each counts as a third of its load."""
+_STAGES = {"building": 0, "session": 0, "warmup": 1, "profile": 2}
+"""What a worker does with a model → which third of its load that is. An engine is built before it is opened."""
+
+_THIRDS = 3
+
+_LIMIT_OF = {
+    "did not build an engine in time": "engine_build_timeout_s",
+    "did not start in time": "child_start_timeout_s",
+}
+"""Why a worker was killed → the setting that is the limit."""
+
+_LOG = "the log has its last words"
 
 
 class Unloadable(errors.LoadFailed):
@@ -136,19 +148,20 @@ class Succession:
     async def _wait_up(self) -> None:
         """Until all successors so far are ready, with all their models. Raises Unloadable."""
         self._driver.wake()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._timeout_s
+        workers: list[WorkerState] = []
+        patience = Patience(self._timeout_s, lambda: any(worker.state is State.BUILDING for worker in workers))
         while True:
             workers = [self._core.worker(index) for index in self.workers.values() if index is not None]
             for worker in workers:
                 self._check(worker)
             if all(worker.ready for worker in workers):
                 return
-            if loop.time() >= end:
+            left_s = patience.left_s()
+            if left_s <= 0:
                 raise self._too_slow(workers)
             self._progress(*self._loading(workers))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(min(end, loop.time() + LOOK_S)):
+                async with asyncio.timeout(min(left_s, LOOK_S)):
                     await self._driver.wait_changed()
 
     def _check(self, worker: WorkerState) -> None:
@@ -162,7 +175,10 @@ class Succession:
             # The first death may have been anybody's doing; a model that was being loaded at both is to blame.
             guilty = [index for index in worker.models if states[index].crashes.get(worker.index, 0) >= DEATHS_MAX]
             what = f"loaded {self._name(guilty[0])}" if guilty else "started"
-            detail = f"the new worker died {worker.restarts.total} times while it {what}; the log has its last words"
+            reason = self._driver.children.kill_reasons.get(worker.index)
+            # What takes too long is killed; whatever else ends a worker is in the log.
+            last = f"at last it was killed, since it {reason}; see {_LIMIT_OF[reason]}" if reason in _LIMIT_OF else _LOG
+            detail = f"the new worker died {worker.restarts.total} times while it {what}; {last}"
             raise Unloadable(detail, lines[guilty[0]] if guilty else None)
 
     def _too_slow(self, workers: list[WorkerState]) -> Unloadable:
@@ -194,9 +210,8 @@ class Succession:
                 if worker.index in state.loaded:
                     done += 1.0
                 elif (news := state.loading.get(worker.index)) is not None:
-                    word, _, share = news.partition(" ")
-                    stage = f"{word} {self._name(index)}"
-                    done += (_STAGES.index(word) + float(share.rstrip("%")) / 100) / len(_STAGES)
+                    stage = f"{news.word} {self._name(index)}"
+                    done += (_STAGES.get(news.word, 0) + news.share) / _THIRDS
         return stage, done / max(1, count)
 
 

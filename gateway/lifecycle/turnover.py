@@ -24,6 +24,7 @@ from gateway.lifecycle.catalogue import Failure, Resident, key_of, name_of
 from gateway.lifecycle.departures import GIVEN_BACK_SHARE_MIN, Departure
 from gateway.lifecycle.room import Room, Unplaceable
 from gateway.lifecycle.succession import DEATHS_MAX, LOOK_S, Move, Succession, Unloadable
+from gateway.patience import Patience
 from gateway.scheduling.restarts import State
 from shm import failpoints
 
@@ -354,14 +355,13 @@ class Turnover:
         return {each.line.index for each in residents if self._catalogue.has_failed(each.key, each.found)}
 
     async def _wait_up(self, timeout_s: float) -> None:
-        """Until the workers of all seats are up, or are known not to come up, or for so long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    workers = [self._core.worker(index) for index in self.seats.values() if index is not None]
-                    if all(worker.ready or worker.restarts.failing for worker in workers):
-                        return
-                    await self._news()
+        """Until the workers of all seats are up, or are known not to come up, or for so long; building not counted."""
+        patience = Patience(timeout_s, lambda: self._core.is_building)
+        while patience.left_s() > 0:
+            workers = [self._core.worker(index) for index in self.seats.values() if index is not None]
+            if all(worker.ready or worker.restarts.failing for worker in workers):
+                return
+            await self._news()
 
     async def _news(self) -> None:
         with contextlib.suppress(TimeoutError):

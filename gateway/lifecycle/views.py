@@ -48,7 +48,8 @@ class Views:
         """What is known of versions beyond their files, by key."""
         found = {resident.key: self._resident(resident) for resident in self._catalogue.residents.values()}
         for key in self._turnover.arriving:
-            found[key] = {"state": "loading", "reloading": True} if key in found else {"state": "loading"}
+            described = self._coming(self._built_share(key))
+            found[key] = {**described, "reloading": True} if key in found else described
         for key in self._turnover.leaving:
             found[key] = {"state": "unloading"}
         return found
@@ -63,7 +64,18 @@ class Views:
             return {"state": "ready", **found}
         if state.failures:
             return {"state": "failed", "error": "; ".join(dict.fromkeys(state.failures.values())), **found}
-        return {"state": "loading", **found}
+        return {**self._coming(state.built_share), **found}
+
+    def _built_share(self, key: Key) -> float | None:
+        """How much of the engine of a version that is being loaded is built; None while none is being built."""
+        states, models = self._driver.children.states, self._driver.models
+        shares = [states[index].built_share for index, model in models.items() if (model.name, model.version) == key]
+        return next((share for share in shares if share is not None), None)
+
+    @staticmethod
+    def _coming(share: float | None) -> dict[str, Any]:
+        """A version that is not up yet."""
+        return {"state": "loading"} if share is None else {"state": "building", "share": round(share, 3)}
 
     def _worker(self, worker: WorkerState) -> dict[str, Any]:
         children = self._driver.children

@@ -179,6 +179,10 @@ class Fake(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a load ends."""
     load_ms: Annotated[float, Meta(ge=0, le=600_000)] = 0.0
     """What a load takes besides."""
+    build_ms: Annotated[float, Meta(ge=0, le=600_000)] = 0.0
+    """What building its engine takes, at each load: it has none."""
+    warmup_images: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """A batch of more images does not fit in memory when it is warmed; 0: any fits."""
     memory_size: Annotated[int, Meta(ge=0, le=1 << 40)] = 0
     """Bytes that are taken at load, really."""
 

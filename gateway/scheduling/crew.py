@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from gateway.scheduling import refusals
@@ -16,6 +17,7 @@ from shm.wire import ItemStatus
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from gateway.scheduling.line import Line
     from gateway.scheduling.placement import WorkerState
     from gateway.scheduling.plan import Plan
     from gateway.scheduling.roster import Roster
@@ -75,28 +77,45 @@ class Crew:
             self._roster.retire(worker, finish)
             self._review()
 
-    def worker_loading(self, index: int) -> None:
-        """A worker that is starting has begun to load a model."""
+    def worker_building(self, index: int, model: int, now_ns: int) -> None:
+        """A worker that is starting builds the engine of a model, or still does. Who does not say so for
+        BUILD_SILENCE_NS is hung.
+        """
         worker = self._roster.worker(index)
-        if worker.state is State.STARTING:
-            worker.move(State.WARMING)
+        if not worker.condemned:
+            worker.builds(model, self._at(now_ns))
+            self._watch.child_changed()
+
+    def worker_loading(self, index: int, now_ns: int) -> None:
+        """A worker that is starting loads a model, and builds nothing now."""
+        worker = self._roster.worker(index)
+        if not worker.condemned:
+            worker.loads(self._at(now_ns))
+            self._watch.child_changed()
 
     def worker_ready(
-        self, index: int, profiles: Mapping[int, Sequence[ProfilePoint]], now_ns: int, *, kind: str = ""
+        self,
+        index: int,
+        profiles: Mapping[int, Sequence[ProfilePoint]],
+        now_ns: int,
+        *,
+        kind: str = "",
+        size_ends: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         """A worker has warmed these models (by index) and waits for batches. Workers of one `kind` of device are
-        expected to take equally long.
+        expected to take equally long. `size_ends`: by model, the smallest batch that did not fit in its memory.
         """
         worker = self._roster.worker(index)
         if worker.condemned:
             return
         now_ns = self._at(now_ns)
         if not worker.ready:
+            worker.loads(now_ns)  # whatever it said last
             worker.move(State.READY)
         worker.was_ready = worker.came_up = True
         worker.kind = kind
         worker.free_at_ns = now_ns
-        worker.start_ns = now_ns - worker.started_ns
+        worker.start_ns = now_ns - worker.started_ns - worker.built_ns
         worker.restarts.ready(now_ns)
         alike = [other for other in self._roster.workers if other is not worker and other.ready and other.kind == kind]
         kept = worker.profiles if worker.retiring else profiles
@@ -106,6 +125,9 @@ class Crew:
             for line in self._roster.lines
             if line.index in profiles and line.index in kept
         }
+        for line in self._roster.lines:
+            if line.index in size_ends:
+                self._cut(line, size_ends[line.index])
         if worker.retiring:
             worker.move(State.DRAINING)
         self._review()
@@ -171,13 +193,7 @@ class Crew:
         assert line.profile is not None
         smallest = batch.size <= line.profile.points[0].size
         if not smallest:
-            line.size_end = min(batch.size, line.size_end or batch.size)
-            for profile in (
-                line.profile,
-                *(w.profiles[line.index] for w in self._roster.workers if line.index in w.profiles),
-            ):
-                profile.cut(line.size_end)
-            line.pace.cut(line.profile.sizes[-1])
+            self._cut(line, batch.size)
             self._review()
         for ticket in batch.tickets:
             if ticket.stage is _ENDED:
@@ -186,6 +202,15 @@ class Crew:
                 self._ledger.finish(ticket, refusals.no_device_memory(), returned=True)
             else:
                 self._requeue(ticket, now_ns)
+
+    def _cut(self, line: Line, size_end: int) -> None:
+        """Batches of a line stay below this from now on, on whatever worker: plans count with one size for all."""
+        line.size_end = min(size_end, line.size_end or size_end)
+        for worker in self._roster.workers:
+            if line.index in worker.profiles:
+                worker.profiles[line.index].cut(line.size_end)
+        if line.profile is not None:
+            line.pace.cut(line.profile.cut(line.size_end).sizes[-1])
 
     def worker_lost(self, index: int, now_ns: int, *, guilty: bool = False) -> None:
         """A worker is dead and reaped: its batches run once more, elsewhere or on its successor. `guilty`: it crashed

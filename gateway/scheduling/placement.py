@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.scheduling.restarts import ChildState
+from gateway.scheduling.restarts import ChildState, State
 from gateway.scheduling.ticket import Seal
 from gateway.scheduling.watch import GRACE_NS
 
@@ -30,6 +30,9 @@ OVERLAP_NS, OVERLAP_SHARE = 1_500_000, 8
 timer is up to 1 ms late, the first may be quicker than expected, and what comes too late leaves the device idle.
 """
 
+BUILD_SILENCE_NS = 60_000_000_000
+"""A worker that builds an engine and has said nothing for this long is hung."""
+
 BATCHES_MAX = 2
 """One running, one staged. More would hide nothing and add l(B) to every deadline."""
 
@@ -42,12 +45,16 @@ class WorkerState(ChildState):
 
     __slots__ = (
         "batches",
+        "building",
+        "building_from_ns",
+        "built_ns",
         "came_up",
         "free_at_ns",
         "heir",
         "interrupted_ns",
         "kind",
         "models",
+        "news_ns",
         "profiles",
         "retiring",
         "seat",
@@ -81,12 +88,55 @@ class WorkerState(ChildState):
         self.kind = ""
         """What kind of device it runs on."""
         self.start_ns = 0
-        """How long its last start took."""
+        """How long its last start took, less what it built, which it need not build again."""
+        self.building: int | None = None
+        """The model, by index, whose engine it builds."""
+        self.building_from_ns = 0
+        """Since when."""
+        self.news_ns = 0
+        """When it last said so."""
+        self.built_ns = 0
+        """How long it took over engines since it was started, but for the one that it builds."""
 
     @property
     def is_expected(self) -> bool:
         """Whether it will take batches: it is up, or was and is coming back."""
         return self.ready or (self.was_ready and not self.is_hopeless)
+
+    def begin(self, now_ns: int) -> None:
+        """It is being started."""
+        super().begin(now_ns)
+        self.building, self.built_ns = None, 0
+
+    def builds(self, model: int, now_ns: int) -> None:
+        """It said that it builds the engine of a model. The clock of its start stands still meanwhile."""
+        if self.building != model:
+            self.loads(now_ns)
+            self.move(State.BUILDING)
+            self.building, self.building_from_ns = model, now_ns
+        self.news_ns = now_ns
+
+    def loads(self, now_ns: int) -> None:
+        """It said that it does anything else with a model."""
+        if self.building is not None:
+            self.built_ns += now_ns - self.building_from_ns
+            self.building = None
+        if self.state in (State.STARTING, State.BUILDING):
+            self.move(State.WARMING)
+
+    def up_by_ns(self, start_timeout_ns: int, build_timeout_ns: int) -> int:
+        """When it must have come up, or while it builds: have built, or have said that it still does."""
+        if self.building is None:
+            return self.started_ns + start_timeout_ns + self.built_ns
+        return min(self.building_from_ns + build_timeout_ns, self.news_ns + BUILD_SILENCE_NS)
+
+    def lateness(self, now_ns: int) -> str:
+        """What one that has not come up by then did not do."""
+        if self.building is None:
+            return super().lateness(now_ns)
+        if now_ns >= self.news_ns + BUILD_SILENCE_NS:
+            return "hung while it built an engine"
+        return "did not build an engine in time"
 
     def expected_free_ns(self, now_ns: int) -> int:
         """When it can start another batch. What is overdue is expected to take as long again as it is overdue."""

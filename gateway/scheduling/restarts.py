@@ -3,7 +3,7 @@
 ::
 
     starting ──▶ warming ──▶ ready ──▶ draining      killed, or died by itself, from any of them ──▶ dead ──▶ starting
-                                                     killed, and not reaped after STUCK_NS: dead ──▶ stuck ──▶ dead
+         └──▶ building ◀─┘ (and back)                killed, and not reaped after STUCK_NS: dead ──▶ stuck ──▶ dead
 
 A child is `dead` from the moment that its end is known or asked for: it gets nothing more and is not believed. What it
 holds is taken back once it was reaped, never before.
@@ -36,6 +36,7 @@ class State(enum.Enum):
 
     STARTING = "starting"
     WARMING = "warming"
+    BUILDING = "building"
     READY = "ready"
     DRAINING = "draining"
     DEAD = "dead"
@@ -45,8 +46,9 @@ class State(enum.Enum):
 _S = State
 TRANSITIONS: dict[State, frozenset[State]] = {
     _S.DEAD: frozenset({_S.STARTING, _S.STUCK}),
-    _S.STARTING: frozenset({_S.WARMING, _S.READY, _S.DEAD}),
-    _S.WARMING: frozenset({_S.READY, _S.DEAD}),
+    _S.STARTING: frozenset({_S.WARMING, _S.BUILDING, _S.READY, _S.DEAD}),
+    _S.WARMING: frozenset({_S.BUILDING, _S.READY, _S.DEAD}),
+    _S.BUILDING: frozenset({_S.WARMING, _S.DEAD}),
     _S.READY: frozenset({_S.DRAINING, _S.DEAD}),
     _S.DRAINING: frozenset({_S.DEAD}),
     _S.STUCK: frozenset({_S.DEAD}),
@@ -156,6 +158,16 @@ class ChildState:
         self.condemned_ns = 0
         self.broken = self.worked = False
         self.started_ns = now_ns
+
+    def up_by_ns(self, start_timeout_ns: int, build_timeout_ns: int) -> int:
+        """When a child that is being started must have come up."""
+        del build_timeout_ns  # Only workers build.
+        return self.started_ns + start_timeout_ns
+
+    def lateness(self, now_ns: int) -> str:
+        """What one that has not come up by then did not do."""
+        del now_ns
+        return "did not start in time"
 
     def condemn(self, now_ns: int, *, broken: bool) -> None:
         """Its death is being asked for."""

@@ -66,12 +66,14 @@ class Scheduler:
         frame_count_max: int,
         decoder_hang_ns: int,
         start_timeout_ns: int,
+        build_timeout_ns: int = 1_800_000_000_000,
         restarts_max: int = 5,
         restarts_window_ns: int = 60_000_000_000,
     ) -> None:
         """`frame_count_max` images go in one frame to a decoder, which is hung when it answers nothing for
-        `decoder_hang_ns`; a child that is not ready `start_timeout_ns` after its spawn is killed. A worker is restarted
-        at most `restarts_max` times in any `restarts_window_ns`; 0: as often as it dies.
+        `decoder_hang_ns`; a child that is not ready `start_timeout_ns` after its spawn is killed, with up to
+        `build_timeout_ns` more for each engine that it builds. A worker is restarted at most `restarts_max` times in
+        any `restarts_window_ns`; 0: as often as it dies.
 
         There are `worker_count` workers to begin with, one on each seat, with all of `lines`.
         """
@@ -86,6 +88,7 @@ class Scheduler:
             self.feeder.decoders,
             self.workers,
             start_timeout_ns=start_timeout_ns,
+            build_timeout_ns=build_timeout_ns,
             owing_ns_min=min(decoder_hang_ns, HANG_NS_MIN),
         )
         self._plan = Plan(self.lines, self.workers)
@@ -96,11 +99,8 @@ class Scheduler:
         self.blame = crew.blame
         # The crew's inputs are this door's, too.
         self.add_worker, self.retire_worker, self.worker = crew.add_worker, crew.retire_worker, crew.worker
-        self.worker_loading, self.worker_ready, self.worker_lost = (
-            crew.worker_loading,
-            crew.worker_ready,
-            crew.worker_lost,
-        )
+        self.worker_building, self.worker_loading = crew.worker_building, crew.worker_loading
+        self.worker_ready, self.worker_lost = crew.worker_ready, crew.worker_lost
         self.batch_done, self.convict = crew.batch_done, crew.convict
         self._number = 0
         self._now_ns = 0
@@ -328,6 +328,11 @@ class Scheduler:
         return any(decoder.ready for decoder in self.feeder.decoders) and all(
             self.is_up(line) for line in self.lines if line.awaited
         )
+
+    @property
+    def is_building(self) -> bool:
+        """Whether a worker builds an engine."""
+        return any(worker.state is State.BUILDING for worker in self.workers)
 
     def drain(self) -> None:
         """Accept nothing more; finish what was accepted."""

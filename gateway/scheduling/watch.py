@@ -23,7 +23,7 @@ GRACE_NS = 250_000_000
 class Watch:
     """The clock over every child. Its state is theirs."""
 
-    __slots__ = ("_decoders", "_owing_ns_min", "_start_timeout_ns", "_workers", "next_ns")
+    __slots__ = ("_build_timeout_ns", "_decoders", "_owing_ns_min", "_start_timeout_ns", "_workers", "next_ns")
 
     def __init__(
         self,
@@ -31,10 +31,11 @@ class Watch:
         workers: Sequence[WorkerState],
         *,
         start_timeout_ns: int,
+        build_timeout_ns: int,
         owing_ns_min: int,
     ) -> None:
-        """A child that is not ready `start_timeout_ns` after its spawn is killed. Whoever is given work has at least
-        `owing_ns_min` to answer.
+        """A child that is not ready `start_timeout_ns` after its spawn is killed; each engine that a worker builds may
+        take `build_timeout_ns` besides. Whoever is given work has at least `owing_ns_min` to answer.
         """
         self.next_ns = 0
         """When to look again; `NEVER_NS` while nobody owes anything. Looking costs a step for each child."""
@@ -42,6 +43,7 @@ class Watch:
         self._decoders = decoders
         self._workers = workers
         self._start_timeout_ns = start_timeout_ns
+        self._build_timeout_ns = build_timeout_ns
 
     def kill(
         self, role: Role, child: DecoderState | WorkerState, reason: str, now_ns: int, *, broken: bool = False
@@ -73,7 +75,7 @@ class Watch:
             child.move(State.STUCK)
             return Stuck(role, child.index)
         if not child.ready:
-            return self.kill(role, child, "did not start in time", now_ns)
+            return self.kill(role, child, child.lateness(now_ns), now_ns)
         if child.interrupt(now_ns):
             return Interrupt(child.index)
         return self.kill(role, child, "hung", now_ns)
@@ -97,5 +99,5 @@ class Watch:
         if child.condemned_ns:
             return child.condemned_ns + STUCK_NS if child.state is State.DEAD else None
         if not child.ready:
-            return child.started_ns + self._start_timeout_ns if child.started_ns else None
+            return child.up_by_ns(self._start_timeout_ns, self._build_timeout_ns) if child.started_ns else None
         return child.owes_by_ns()

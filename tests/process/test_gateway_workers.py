@@ -166,6 +166,9 @@ def test_a_batch_that_does_not_fit_in_memory_is_split_and_never_tried_again(tmp_
         for seed, connection in enumerate(again):
             assert_answered_once(connection, seed)
         assert len(running.events("batch_given_up")) == 1
+        (version,) = running.ask("GET", "/models/m").document["versions"]
+        assert [point["size"] for point in version["workers"][0]["profile"]] == [1, 2]
+        assert version["workers"][0]["sizes_given_up"] == [4]
         assert deaths(running) == 0
         running.wait_idle()
 

@@ -174,9 +174,10 @@ async def obey(running: server.Gateway) -> None:
 async def _answer(running: server.Gateway, method: str, *arguments: Any) -> None:
     changes = running.changes
     try:
-        if method == "wait":
+        if method in {"wait", "operation"}:
             operation = changes.operations.get(*arguments)
-            await operation.wait_ended()
+            if method == "wait":
+                await operation.wait_ended()
         elif method == "configure":
             operation = changes.configure(arguments[0], msgspec.convert(arguments[1], Want, str_keys=True))
         elif method == "load" and len(arguments) > 1:

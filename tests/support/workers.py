@@ -90,7 +90,7 @@ class FakeWorker(FakeChild):
 
     def _load(self) -> None:
         if not self.announced:
-            self.world.core.worker_loading(self.index)
+            self.world.core.worker_loading(self.index, self.world.now)
 
     def announce(self) -> None:
         world = self.world

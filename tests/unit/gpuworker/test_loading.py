@@ -1,3 +1,4 @@
+import json
 import os
 
 import msgspec
@@ -141,3 +142,61 @@ def test_grants_that_no_gateway_makes_are_bugs(grant):
         load(grant(graphs.contract(), contract="{}"))
     with pytest.raises(GatewayBug, match="granted no output slots"):
         load(grant(graphs.contract(), output=None))
+
+
+# Sizes that do not fit in memory
+
+
+def fake(*lines):
+    return graphs.contract('backend = "fake"', fake="\n".join(lines))
+
+
+def test_sizes_that_do_not_fit_are_given_up_and_named(grant, capfd):
+    model, said = load(grant(fake("warmup_images = 2")))
+    assert [point.size for point in said[-1].profile] == [1, 2]
+    assert model.sizes == {1, 2}
+    (line,) = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert (line["event"], line["model"], line["sizes"]) == ("sizes_given_up", "m", [4])
+    assert "fake.warmup_images" in line["traceback"]
+    model.close()
+
+
+@pytest.mark.parametrize("sizes", [(1, 2), (1, 2, 4)])
+def test_of_what_was_measured_before_what_fits_is_believed(grant, sizes):
+    known = tuple(ProfilePoint(size, 7, 8) for size in sizes)
+    _, said = load(grant(fake("warmup_images = 2"), profile=known))
+    assert said[-1].profile == list(known[:2])
+
+
+def test_what_was_measured_where_less_fitted_is_measured_again(grant):
+    model, said = load(grant(fake(), profile=(ProfilePoint(1, 7, 8),)))
+    assert [point.size for point in said[-1].profile] == [1, 2, 4]
+    assert model.sizes == {1, 2, 4}
+
+
+def test_a_size_that_does_not_fit_while_it_is_measured_is_given_up_as_well(grant, monkeypatch):
+    def measured(size, run):
+        if size == 4:
+            raise MemoryError
+        return measure(size, run)
+
+    measure = loading.measure
+    monkeypatch.setattr(loading, "measure", measured)
+    model, said = load(grant(fake()))
+    assert [point.size for point in said[-1].profile] == [1, 2]
+    assert model.sizes == {1, 2}
+
+
+def test_a_model_of_which_nothing_fits_is_refused(grant):
+    model, said = load(grant(graphs.contract('backend = "fake"', batching="sizes = [2, 4]", fake="warmup_images = 1")))
+    assert model is None
+    assert "not enough memory" in said[-1].detail
+
+
+def test_an_engine_that_is_built_says_so_again_and_again(grant):
+    _, said = load(grant(fake("build_ms = 50")))
+    shares = [message.share for message in said if isinstance(message, Loading) and message.stage == "building"]
+    assert shares[0] < 0.5
+    assert len(shares) > 1
+    assert shares == sorted(shares)
+    assert said[len(shares)].stage == "session"

@@ -153,8 +153,8 @@ def test_one_that_never_came_up_leaves_at_once():
     core.add_line()
     core.s.add_worker(0, frozenset({1}), NOW)
     core.do(NOW)
-    core.s.worker_loading(1)
-    core.s.worker_loading(1)
+    core.s.worker_loading(1, NOW)
+    core.s.worker_loading(1, NOW)
     assert core.s.worker(1).state is State.WARMING
 
     core.s.retire_worker(1, NOW)

@@ -145,6 +145,9 @@ def led_to(state: State) -> ChildState:
     if state in LIFE:
         for step in LIFE[: LIFE.index(state) + 1]:
             child.move(step)
+    elif state is State.BUILDING:
+        child.move(State.STARTING)
+        child.move(state)
     elif state is State.STUCK:
         child.move(state)
     return child
@@ -162,7 +165,7 @@ def test_only_the_moves_of_the_table_are_possible(before: State, after: State):
             child.move(after)
 
 
-@pytest.mark.parametrize("before", [*LIFE, State.STUCK])
+@pytest.mark.parametrize("before", [*LIFE, State.BUILDING, State.STUCK])
 def test_from_everywhere_there_is_a_way_to_the_next_life(before: State):
     child = led_to(before)
 

@@ -23,7 +23,9 @@ class Nursery:
         for child in (self.decoder, self.worker):
             child.begin(NOW)
             child.move(State.READY)
-        self.watch = Watch([self.decoder], [self.worker], start_timeout_ns=20 * S, owing_ns_min=200 * MS)
+        self.watch = Watch(
+            [self.decoder], [self.worker], start_timeout_ns=20 * S, build_timeout_ns=600 * S, owing_ns_min=200 * MS
+        )
 
     def looks(self, at: int = NOW) -> list[tuple[str, Role]]:
         return [self.words(effect) for effect in self.watch.look(at)]
