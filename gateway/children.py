@@ -67,6 +67,7 @@ class Children:
         supervisor: Supervisor,
         *,
         settings: Settings,
+        devices: Sequence[str],
         models: Mapping[int, ModelVersion],
         metrics: Metrics,
         changed: Callable[[], None],
@@ -74,7 +75,9 @@ class Children:
         self.states = {index: ModelState() for index in models}
         """By line index."""
         self.devices = list(settings.devices)
-        """By seat."""
+        """By seat, as the settings and people name them."""
+        self.given_devices = list(devices)
+        """By seat, as workers are given them; see gateway.gpus."""
         self.worker_devices: dict[int, str] = {}
         """What each worker said it runs on, once it is up; by its index."""
         self.deaths: dict[tuple[Role, int], int] = {}
@@ -175,7 +178,7 @@ class Children:
                 fd,
                 recorder,
                 models=worker.models,
-                device=self.devices[worker.seat],
+                device=self.given_devices[worker.seat],
                 thread_count=self._thread_count,
                 device_grant=self._device_grant,
                 profiles={

@@ -7,10 +7,11 @@ tick, so that everything that arrived together is decided and sent together.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from gateway import errors, logs, samples
+from gateway import errors, gpus, logs, samples
 from gateway.calls import Call, Classes
 from gateway.children import Children
 from gateway.measured import Known, files_digest
@@ -91,11 +92,15 @@ class Driver:
         self.metrics.probes.append(lambda: samples.of_children(self.core, self.children))
         self._loop = asyncio.get_running_loop()
         self.supervisor = Supervisor(self._loop)
+        devices = gpus.resolve(settings.devices, os.environ)
+        if gpus.nvml() is None and set(devices) != {"cpu"}:
+            _log.warning("no_nvml", devices=devices, missing="whether they are there, and what they hold")
         self.children = Children(
             self.core,
             self.memory,
             self.supervisor,
             settings=settings,
+            devices=devices,
             models=self.models,
             metrics=self.metrics,
             changed=self._child_changed,

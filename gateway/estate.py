@@ -17,7 +17,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Self
 
-from gateway import handover, locks, logs, paths, systemd
+from gateway import gpus, handover, locks, logs, paths, systemd
 from gateway.errors import InvalidSettings
 from gateway.http.listener import BACKLOG
 from gateway.locks import Lock
@@ -114,9 +114,9 @@ class Estate:
                 "take its place with --replace, or set another XDG_RUNTIME_DIR",
                 socket.SOCK_SEQPACKET,
             )
-            for device in dict.fromkeys(settings.devices):
-                if device != "cpu":
-                    self._lock(paths.device_lock(device), device)
+            for device, given in zip(settings.devices, gpus.resolve(settings.devices, os.environ), strict=True):
+                if given != "cpu":
+                    self._lock(paths.device_lock(given), device)
             if not settings.admin_socket:
                 self._open_admin(settings)
         except OSError as error:

@@ -1,7 +1,7 @@
 """Where a gateway keeps what is not a model: sockets and locks while it runs, its state across lives. Names only.
 
     runtime_dir()   $RUNTIME_DIRECTORY (systemd) | $XDG_RUNTIME_DIR/penstock | <temporary folder>/penstock-<uid>
-        admin-8080.sock      handover-8080.sock      cuda-0.lock       (8080: the port that is really listened on)
+        admin-8080.sock      handover-8080.sock      cuda-GPU-….lock   (8080: the port that is really listened on)
     state_dir()     state_dir in the settings | $STATE_DIRECTORY (systemd) | $XDG_STATE_HOME/penstock
                     | ~/.local/state/penstock
 
@@ -93,8 +93,11 @@ def handover_socket(settings: Settings, port: int | None = None) -> Path:
 
 
 def device_lock(device: str) -> Path:
-    """The file that is locked while a gateway uses this device. Raises InvalidSettings, OSError as `runtime_dir`."""
-    return runtime_dir() / f"{device.replace(':', '-')}.lock"
+    """The file that is locked while a gateway uses this device, by the name that `gateway.gpus.resolve` gives it.
+
+    Raises: InvalidSettings, OSError as `runtime_dir`.
+    """
+    return runtime_dir() / f"{device.replace(':', '-').replace('/', '-')}.lock"
 
 
 def _checked(path: Path, setting: str) -> Path:

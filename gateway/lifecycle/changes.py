@@ -114,6 +114,8 @@ class Changes:
         async with asyncio.TaskGroup() as group:
             group.create_task(_always(self._work))
             group.create_task(_always(self._routine.look_at_use))
+            if self._turnover.room.gpu_seats:
+                group.create_task(_always(self._routine.look_at_gpus))
             if self._settings.watch and self._given is None:
                 group.create_task(_always(lambda: self._routine.watch(self._settings.watch_interval_s, self._look)))
 

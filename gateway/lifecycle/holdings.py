@@ -1,16 +1,17 @@
 """What a worker and its descendants hold: private memory by the kernel's word, device memory by NVML's. Only reads.
 
-Read before a kill and after it, so that "unloaded" can be proved. NVML is used where the machine has it; a gateway
-without it knows nothing of device memory, and says nothing of it.
+Read before a kill and after it, so that "unloaded" can be proved. A gateway without NVML knows nothing of device
+memory, and says nothing of it; where NVML names other pids than ours, `footprints` has what can be known.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway import gpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -76,7 +77,7 @@ def family(pid: int) -> list[Process]:
 
 def hold(processes: Iterable[Process]) -> Holding:
     """What those of `processes` that still live hold."""
-    device_sizes = device_memory()
+    device_sizes = gpus.held_sizes()
     memory_size = device_memory_size = 0
     by_process = {}
     for process in processes:
@@ -125,54 +126,12 @@ def available_size() -> int | None:
     return min(found, default=None)
 
 
-# -- devices -------------------------------------------------------------------------------------------------------
-
-
-class _Nvml:
-    """The library once it was found and initialised; None: there is none. Looked for once."""
-
-    looked = False
-    library: Any = None
-
-
-def _nvml() -> Any:
-    if not _Nvml.looked:
-        _Nvml.looked = True
-        try:
-            library = importlib.import_module("pynvml")
-            library.nvmlInit()
-        except Exception:  # noqa: BLE001 - no library, no driver, no device: each in its own words
-            return None
-        _Nvml.library = library
-    return _Nvml.library
-
-
-def device_memory() -> dict[int, int]:
-    """Bytes of device memory by pid, over all devices; nothing without NVML."""
-    library = _nvml()
-    found: dict[int, int] = {}
-    if library is None:
-        return found
-    with contextlib.suppress(library.NVMLError):
-        for index in range(library.nvmlDeviceGetCount()):
-            device = library.nvmlDeviceGetHandleByIndex(index)
-            for process in library.nvmlDeviceGetComputeRunningProcesses(device):
-                # None where a container hides it.
-                found[process.pid] = found.get(process.pid, 0) + (process.usedGpuMemory or 0)
-    return found
-
-
 def free_size(device: str) -> int | None:
-    """Bytes that are free on 'cpu' or 'cuda:N'; None when nobody can say."""
+    """Bytes that are free on 'cpu', or on a GPU or slice as `gateway.gpus.resolve` gives it; None: nobody can say."""
     if device == "cpu":
         return available_size()
-    library = _nvml()
-    if library is None:
-        return None
-    with contextlib.suppress(library.NVMLError):
-        handle = library.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2]))
-        return int(library.nvmlDeviceGetMemoryInfo(handle).free)
-    return None
+    found = gpus.memory(device)
+    return None if found is None else found.free_size
 
 
 # -- /proc ---------------------------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ A need is known once a model was loaded. What was never loaded is assumed to fit
 from __future__ import annotations
 
 import asyncio
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from gateway import errors, logs
+from gateway import errors, gpus, logs
 from gateway.lifecycle import holdings
 from gateway.lifecycle.budget import Candidate, Needs, evict, fits, identity
 from gateway.lifecycle.catalogue import is_placed, key_of, name_of
+from gateway.lifecycle.footprints import Footprints
 from gateway.scheduling.ticket import Role
 
 if TYPE_CHECKING:
@@ -43,6 +45,11 @@ class Room:
         self._needs = Needs()
         self._driver = driver
         self._devices = settings.devices
+        self._given = driver.children.given_devices
+        self.footprints = Footprints(self._given)
+        self.gpu_seats = [seat for seat, device in enumerate(self._given) if device != "cpu"]
+        self.gpus: dict[int, gpus.Look] = {}
+        """By seat, when last looked at."""
         self._size_max = settings.device_memory_size_max
         self._may_overlap = settings.overlap == "auto"
         self._catalogue = catalogue
@@ -126,7 +133,26 @@ class Room:
         need = self._needs.total(files, _kind(self._devices[seat]))
         if self._size_max:
             return fits(need + await self._held(seat, worker), self._size_max)
-        return fits(need, await asyncio.to_thread(holdings.free_size, self._devices[seat]))
+        return fits(need, await asyncio.to_thread(holdings.free_size, self._given[seat]))
+
+    async def mark(self, seats: Iterable[int]) -> None:
+        """Workers are about to be started on these seats."""
+        await asyncio.to_thread(self.footprints.mark, self._gpus_of(seats))
+
+    async def came_up(
+        self, seats: Mapping[int, int | None], gone: Mapping[int, int | None] = MappingProxyType({})
+    ) -> None:
+        """They are up, and whoever was there before still is, but for those who had to go first."""
+        workers = {seat: seats[seat] for seat in self._gpus_of(seats)}
+        await asyncio.to_thread(self.footprints.measure, workers, gone)
+        self.footprints.forget([worker.index for worker in self._driver.core.workers])
+
+    async def sample(self) -> None:
+        """Look at the GPUs, for the metrics."""
+        self.gpus = await asyncio.to_thread(lambda: {seat: gpus.look(self._given[seat]) for seat in self.gpu_seats})
+
+    def _gpus_of(self, seats: Iterable[int]) -> list[int]:
+        return [seat for seat in seats if seat in self.gpu_seats]
 
     async def measure(self, seats: Mapping[int, int | None]) -> None:
         """Learn from what is loaded now."""
@@ -161,7 +187,7 @@ class Room:
         """Bytes that one worker may take on a seat, once its present one is gone; None: nobody knows."""
         if self._size_max:
             return self._size_max
-        free = await asyncio.to_thread(holdings.free_size, self._devices[seat])
+        free = await asyncio.to_thread(holdings.free_size, self._given[seat])
         return None if free is None else free + await self._held(seat, worker)
 
     async def _held(self, seat: int, worker: int | None) -> int:
@@ -170,7 +196,9 @@ class Room:
         if child is None:
             return 0
         held = await asyncio.to_thread(lambda: holdings.hold(holdings.family(child.pid)))
-        return held.memory_size if _kind(self._devices[seat]) == "cpu" else held.device_memory_size
+        if _kind(self._devices[seat]) == "cpu":
+            return held.memory_size
+        return held.device_memory_size or self.footprints.of(worker)
 
 
 def _files(found: Found) -> str:

@@ -26,6 +26,9 @@ _log = logs.get("lifecycle")
 USE_LOOK_S = 0.25
 """How often the use of lazy models is looked at."""
 
+GPU_LOOK_S = 2.0
+"""How often the memory and the power of GPUs are looked at."""
+
 LOADS_MAX = 64
 """Attempts of one evaluation: each leaves out one model that could not be loaded."""
 
@@ -97,6 +100,12 @@ class Routine:
                 self._ask_once("unload_idle", lambda operation: self._unload(operation, self._idle()))
             elif self._turnover.room.surplus():
                 self._ask_once("evict", lambda operation: self._unload(operation, self._turnover.room.surplus()))
+
+    async def look_at_gpus(self) -> None:
+        """Keep what the metrics say of GPUs fresh, until cancelled."""
+        while True:
+            await self._turnover.room.sample()
+            await asyncio.sleep(GPU_LOOK_S)
 
     def _idle(self) -> set[Key]:
         now_ns = time.monotonic_ns()

@@ -87,6 +87,7 @@ class Turnover:
                 raise InvalidModel(failure.refusal.detail) from None
             resident = self._catalogue.residents[key] = self._add(found)
             resident.serving = resident.line.awaited = True
+        self.room.footprints.mark(self.room.gpu_seats)
         for seat in self.seats:
             models = self._models(seat, self._catalogue.residents.values())
             self.seats[seat] = self._core.add_worker(seat, models, _now()).index if models else None
@@ -109,6 +110,7 @@ class Turnover:
                 # What its worker said goes with the worker, which another change may replace.
                 failures[SPARED] = detail
         self.show()
+        await self.room.came_up(self.seats)
         await self.room.measure(self.seats)
 
     def _spare(self, index: int) -> bool:
@@ -184,15 +186,18 @@ class Turnover:
         departures: list[Departure] = []
         try:
             succession.moves = await self._moves([*kept, *arriving], seats)
-            departures += [Departure(self._driver, move.before) for move in succession.moves if move.before is not None]
+            departures += self._departures(succession.moves)
             for departure in departures:
                 await departure.look()
+            await self.room.mark([move.seat for move in succession.moves])
             failpoints.hit("gateway.before_successors")
             await succession.start_beside()
             if succession.has_gap:
                 failpoints.hit("gateway.before_gap")
                 self._open_gap(old)
                 await succession.start_after()
+            gone = {move.seat: move.before for move in succession.moves if not move.is_beside}
+            await self.room.came_up(succession.workers, gone)
             failpoints.hit("gateway.before_switch")
         except Unloadable as failure:
             blamed = arriving if failure.line is None else [each for each in arriving if each.line is failure.line]
@@ -279,6 +284,10 @@ class Turnover:
             raise errors.MemoryNotGivenBack(
                 f"{1 - self.given_back_share:.1%} of an ended worker's memory is still held, by {holders}; end that one"
             )
+
+    def _departures(self, moves: Iterable[Move]) -> list[Departure]:
+        before = [move.before for move in moves if move.before is not None]
+        return [Departure(self._driver, index, self.room.footprints) for index in before]
 
     # -- lines ---------------------------------------------------------------------------------------------------
 

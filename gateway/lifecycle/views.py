@@ -42,6 +42,12 @@ class Views:
         """For the metrics."""
         for seat, size in self._turnover.room.memory_sizes.items():
             yield "penstock_worker_memory_bytes", (str(seat),), size
+        for seat, look in self._turnover.room.gpus.items():
+            if look.memory is not None:
+                yield "penstock_gpu_memory_used_bytes", (str(seat),), look.memory.used_size
+                yield "penstock_gpu_memory_bytes", (str(seat),), look.memory.size
+            if look.power_w is not None:
+                yield "penstock_gpu_power_watts", (str(seat),), look.power_w
         yield "penstock_unload_given_back_ratio", (), self._turnover.given_back_share
 
     def _states(self) -> dict[Key, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gateway import gpus
 from gateway.errors import InvalidModel
 from gateway.memory import Memory, device_grant
 from gateway.scheduling.ticket import Role
@@ -84,7 +85,7 @@ async def measure(
                     fd,
                     recorder,
                     models=[0],
-                    device=settings.devices[0],
+                    device=gpus.resolve(settings.devices[:1], os.environ)[0],
                     thread_count=settings.worker_thread_count(),
                     device_grant=device_grant(settings),
                 ),

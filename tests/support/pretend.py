@@ -1,6 +1,7 @@
 """The pretend card, for tests: in this process, or in the environment of children."""
 
-import importlib
+import functools
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -48,3 +49,25 @@ def forget(*names):
     """Modules of the pretence that were imported."""
     for name in names:
         sys.modules.pop(name, None)
+
+
+def nvml(monkeypatch, **environ):
+    """Pretend NVML, as the gateway finds it in this process; `environ`: which GPUs, without PENSTOCK_PRETEND_."""
+    from gateway import gpus  # noqa: PLC0415
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name, value in environ.items():
+        monkeypatch.setenv(f"PENSTOCK_PRETEND_{name.upper()}", str(value))
+    spec = importlib.util.spec_from_file_location("pynvml", FOLDER / "pynvml.py")
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.setattr(gpus, "nvml", functools.cache(gpus.nvml.__wrapped__))
+    return library
+
+
+def of_gateway(folder, **told):
+    """Variables for a gateway and its children that find pretend GPUs; `told`: without PENSTOCK_PRETEND_."""
+    folder.mkdir(exist_ok=True)
+    named = {f"PENSTOCK_PRETEND_{name.upper()}": str(value) for name, value in {"dir": folder, **told}.items()}
+    return {"PYTHONPATH": environment(folder)["PYTHONPATH"], **named}

@@ -4,33 +4,28 @@ Everything around them is the real library. The card is honest about time: a str
 given in order, later. Who reads a result before its event, writes rows that are still being copied, or frees what is in
 use, gets wrong bytes here as on a card. Device memory is poisoned when it is given out.
 
-PENSTOCK_PRETEND_DIR      a folder in which each process says what device memory it holds; pretend NVML reads it
-PENSTOCK_PRETEND_MEMORY   bytes of the card
-PENSTOCK_PRETEND_COPY_MS  how long each copy from and to the host takes
+Which GPUs there are: pretend_gpus.
+
+PENSTOCK_PRETEND_COPY_MS        how long each copy from and to the host takes
 PENSTOCK_PRETEND_CAPTURE_FAILS  cudaError_t with which captures end
 """
 
-import contextlib
 import ctypes
 import itertools
 import os
 import queue
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
+import pretend_gpus
 
-MEMORY = "PENSTOCK_PRETEND_MEMORY"
-FOLDER = "PENSTOCK_PRETEND_DIR"
 COPY_MS = "PENSTOCK_PRETEND_COPY_MS"
 CAPTURE_FAILS = "PENSTOCK_PRETEND_CAPTURE_FAILS"
-MEMORY_SIZE = 8 << 30
 CONTEXT_SIZE = 300 << 20
 """What a process holds once it has opened the card."""
 POISON = 0xCD
-NAME = "Pretend GPU"
-UUID = "GPU-00000000-1111-2222-3333-444444444444"
+NAME = pretend_gpus.NAME
 
 
 class Fault(Exception):
@@ -130,6 +125,8 @@ class PretendCard:
         self.ok = cudart.cudaError_t.cudaSuccess
         self.sticky = 0
         self.opened = False
+        self.uuid = None
+        """Of the GPU that was opened."""
         self.handles = itertools.count(1)
         self.streams, self.events, self.graphs, self.execs = {}, {}, {}, {}
         self.device, self.pinned, self.nodes = {}, {}, {}
@@ -153,21 +150,17 @@ class PretendCard:
 
     @property
     def memory_size(self):
-        return int(os.environ.get(MEMORY, MEMORY_SIZE))
+        return pretend_gpus.memory_size(self.uuid)
 
     def held(self):
         return sum(size for _, size in self.device.values()) + CONTEXT_SIZE * self.opened
 
     def publish(self):
-        if folder := os.environ.get(FOLDER):
-            file = Path(folder) / str(os.getpid())
-            part = file.with_suffix(".part")
-            part.write_text(str(self.held()))
-            part.rename(file)
+        pretend_gpus.publish(self.held(), self.uuid)
 
     def others(self):
         found = 0
-        for pid, size in holdings().items():
+        for pid, size in pretend_gpus.holdings(self.uuid).items():
             found += size if pid != os.getpid() else 0
         return found
 
@@ -349,10 +342,11 @@ class PretendCard:
     # -- the device ------------------------------------------------------------------------------------------------
 
     def cudaSetDevice(self, ordinal):
-        if os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in {"0", UUID}:
+        uuid = pretend_gpus.opened(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if uuid is None:
             return (self.error(100),)
         if not self.opened:
-            self.opened = True
+            self.opened, self.uuid = True, uuid
             self.publish()
         return self.answer()
 
@@ -374,17 +368,6 @@ class PretendCard:
 
     def cudaGetLastError(self):
         return (self.error(self.sticky),)
-
-
-def holdings():
-    """Device memory in bytes by pid, of processes that live."""
-    found = {}
-    if folder := os.environ.get(FOLDER):
-        for file in Path(folder).iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                if Path(f"/proc/{file.name}").exists():
-                    found[int(file.name)] = int(file.read_text())
-    return found
 
 
 CALLS = [name for name in vars(PretendCard) if name.startswith("cuda")]

@@ -1,6 +1,7 @@
-"""Gives a fake model on a GPU the pretend card's own engine, which overlaps; only where the environment asks for it.
+"""What `backend = "fake"` is on a pretend GPU; without the environment's word, what it is anywhere.
 
-PENSTOCK_PRETEND_ENGINE   "1": `backend = "fake"` on cuda runs on the card. "alone": so that it does not overlap
+PENSTOCK_PRETEND_ENGINE  "1": the pretend card's own engine, which overlaps; "alone": so that it does not overlap;
+                         "memory": the fake backend, which holds its `memory_size` on the card
 """
 
 import os
@@ -10,5 +11,8 @@ ENGINE = "PENSTOCK_PRETEND_ENGINE"
 
 def install(backend):
     """Put the row into gpuworker.backend.ENGINES."""
-    if os.environ.get(ENGINE):
+    wanted = os.environ.get(ENGINE)
+    if wanted == "memory":
+        backend.ENGINES["fake", "cuda"] = ("pretend_on_gpu", "FakeOnGpu")
+    elif wanted:
         backend.ENGINES["fake", "cuda"] = ("pretend_engine", "PretendBackend")

@@ -13,8 +13,8 @@ PATCHES = {
     "gpuworker.backend": "pretend_rows",
     "onnxruntime": "pretend_onnxruntime",
 }
-"""Imported module → module here, whose `install(module)` puts the pretence in. What is not installed at all (tensorrt,
-pynvml) is a module of that name in this folder."""
+"""Imported module → module here, whose `install(module)` puts the pretence in. What is not installed at all (tensorrt),
+or asks a driver (pynvml), is a module of that name in this folder."""
 
 
 class Patcher:

@@ -1,21 +1,24 @@
-"""What processes hold, on real processes; NVML by a library of our own, for it is not everywhere."""
+"""What processes hold, on real processes; GPUs are pretended, behind the real NVML library."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
+from gateway import gpus
 from gateway.lifecycle import holdings
 from gateway.lifecycle.holdings import Holding, Process, family, find_process, free_size, hold, private_size
+from tests.support import pretend
 from tests.support.gateways import wait_until
 
 MIB = 1 << 20
+GIB = 1 << 30
 
 HOLD = "import sys; held = bytearray(b'x') * {size}; print('held', flush=True); sys.stdin.read()"
 
@@ -108,71 +111,36 @@ def test_host_memory_is_known_here():
     assert free_size("cpu") == pytest.approx(holdings.available_size(), rel=0.5)
 
 
-class NvmlError(Exception):
-    """As the library's."""
+def test_device_memory_is_counted_while_nvml_names_the_process(monkeypatch, tmp_path):
+    pretend.nvml(monkeypatch, gpus=2, dir=tmp_path)
+    pretend_gpus = importlib.import_module("pretend_gpus")
+    with holder() as process:
+        found = find_process(process.pid)
+        (tmp_path / str(process.pid)).write_text(f"{7 * MIB} {pretend_gpus.uuid(1)}")
+        held = hold([found])
+        assert held.device_memory_size == 7 * MIB
+        assert held.by_process == {found: held.total}
+        assert held.document() == {"memory_size": held.memory_size, "device_memory_size": 7 * MIB}
+        # The kernel knows nobody of that pid and that start; the device says that somebody holds its memory.
+        ghost = Process(process.pid, "nobody", "worker")
+        assert hold([ghost]) == Holding(0, 7 * MIB, {ghost: 7 * MIB})
 
 
-class FakeNvml:
-    """Two devices; process 7 uses both, process 8 hides what it uses."""
-
-    NVMLError = NvmlError
-
-    def __init__(self, *, broken=False):
-        self._broken = broken
-
-    def nvmlInit(self):  # noqa: N802
-        pass
-
-    def nvmlDeviceGetCount(self):  # noqa: N802
-        if self._broken:
-            raise NvmlError
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
-        if self._broken or index > 1:
-            raise NvmlError
-        return index
-
-    def nvmlDeviceGetComputeRunningProcesses(self, device):  # noqa: N802
-        used = [SimpleNamespace(pid=7, usedGpuMemory=10 + device)]
-        return used if device else [*used, SimpleNamespace(pid=8, usedGpuMemory=None)]
-
-    def nvmlDeviceGetMemoryInfo(self, device):  # noqa: N802
-        return SimpleNamespace(free=1000 + device)
+def test_free_memory_of_a_gpu_is_asked_for_by_its_uuid(monkeypatch, tmp_path):
+    pretend.nvml(monkeypatch, gpus=2, dir=tmp_path, memory=GIB)
+    pretend_gpus = importlib.import_module("pretend_gpus")
+    (tmp_path / str(os.getpid())).write_text(f"{100 * MIB} {pretend_gpus.uuid(1)}")
+    assert free_size(f"cuda:{pretend_gpus.uuid(0)}") == GIB - 500 * MIB
+    assert free_size(f"cuda:{pretend_gpus.uuid(1)}") == GIB - 600 * MIB
+    assert free_size("cuda:GPU-00000009-1111") is None
+    assert free_size("cuda:1") is None, "an index means nothing to NVML that is sure to mean the same to CUDA"
 
 
-@pytest.fixture
-def nvml(monkeypatch):
-    monkeypatch.setattr(holdings._Nvml, "looked", False)
-    monkeypatch.setattr(holdings._Nvml, "library", None)
-
-    def install(library):
-        monkeypatch.setitem(sys.modules, "pynvml", library)
-
-    return install
-
-
-def test_device_memory_by_process(nvml):
-    nvml(FakeNvml())
-    assert holdings.device_memory() == {7: 21, 8: 0}
-    assert free_size("cuda:1") == 1001
-    assert free_size("cuda:9") is None
-    # The kernel says that nobody has pid 7's start; the device says that somebody holds its memory.
-    ghost = Process(7, "nobody", "worker")
-    assert hold([ghost]) == Holding(0, 21, {ghost: 21})
-    assert hold([ghost]).document() == {"memory_size": 0, "device_memory_size": 21}
-
-
-def test_a_library_that_fails_knows_nothing(nvml):
-    nvml(FakeNvml(broken=True))
-    assert holdings.device_memory() == {}
-    assert free_size("cuda:0") is None
-
-
-def test_without_the_library_nothing_is_known(nvml):
-    nvml(None)
-    assert holdings.device_memory() == {}
-    assert free_size("cuda:0") is None
+def test_without_nvml_nothing_is_known_of_gpus(monkeypatch):
+    monkeypatch.setattr(gpus, "nvml", lambda: None)
+    assert free_size("cuda:GPU-00000000-1111-2222-3333-444444444444") is None
+    with holder() as process:
+        assert hold([find_process(process.pid)]).device_memory_size == 0
 
 
 @pytest.mark.parametrize(
