@@ -63,8 +63,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[Device, ...],
         noted(
             "",
-            "One worker process each: 'cpu', 'cuda:0', 'cuda:1' and so on.",
-            bound="1 to 64 times 'cpu' or 'cuda:INDEX'",
+            "One worker process each: 'cpu', or a GPU or MIG slice by its place on the bus or its UUID.",
+            bound="1 to 64 times 'cpu', 'cuda:INDEX', 'cuda:GPU-UUID' or 'cuda:MIG-UUID'",
             min_length=1,
             max_length=64,
         ),

@@ -10,6 +10,15 @@ if TYPE_CHECKING:
 BUILDING = "building"
 """The stage of a model whose engine is being built. It may take minutes, and is shown as a state of its own."""
 
+STATES = {
+    "ready": "a worker that is up has it",
+    "loading": "its worker starts, or loads, warms and measures it",
+    "building": "its worker builds the engine, which may take minutes; `share` of it is done",
+    "restarting": "its worker died and is being replaced",
+    "failed": "a worker refused it, or keeps dying; `detail` says why",
+}
+"""The states of a version on the public front. Operators see `unloading` and `unloaded` besides."""
+
 _MILESTONES = 4
 """How often the log says how far an engine is."""
 

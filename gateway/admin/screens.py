@@ -64,11 +64,13 @@ def ended(operation: dict[str, Any]) -> RenderableType:
 
 def _gone(worker: dict[str, Any]) -> str:
     """What became of the memory of a worker that went."""
-    sizes = [(worker.get(when) or {}).get("memory_size") for when in ("before", "after")]
+    before, after = ((worker.get(when) or {}) for when in ("before", "after"))
     holders = worker.get("holders")
-    return f"worker {worker.get('worker')} gone, memory {_size(sizes[0])} → {_size(sizes[1])}" + (
-        f", held by {_plain(holders)}" if holders else ""
-    )
+    said = f"worker {worker.get('worker')} gone"
+    for key, what in (("memory_size", "memory"), ("device_memory_size", "device memory")):
+        if before.get(key) or what == "memory":
+            said += f", {what} {_size(before.get(key))} → {_size(after.get(key))}"
+    return said + (f", held by {_plain(holders)}" if holders else "")
 
 
 def status(found: dict[str, Any]) -> RenderableType:
@@ -87,7 +89,7 @@ def status(found: dict[str, Any]) -> RenderableType:
             models.add_row(
                 escape(str(model.get("name", ""))),
                 str(version.get("version", "")) + (" (default)" if _is_default(model, version) else ""),
-                Text(str(version.get("state", "")), _colour(version.get("state"))),
+                Text(_with_share(version), _colour(version.get("state"))),
                 _size(version.get("memory_size")),
                 escape(_plain(version.get("error") or "")),
             )
@@ -116,6 +118,12 @@ def _is_default(model: dict[str, Any], version: dict[str, Any]) -> bool:
 
 def _state_of(worker: dict[str, Any]) -> str:
     return f"{worker.get('state', '')}{', retiring' if worker.get('retiring') else ''}"
+
+
+def _with_share(version: dict[str, Any]) -> str:
+    """A version's state, and how far its engine is."""
+    share = version.get("share")
+    return str(version.get("state", "")) + (f" {share:.0%}" if isinstance(share, int | float) else "")
 
 
 def _colour(state: object) -> str:

@@ -12,6 +12,7 @@ from gateway import __version__, errors
 from gateway.http import payloads, responses
 from gateway.http.payloads.query import DEADLINE_MS_MAX, TOP_K_MAX
 from gateway.http.predict import ROUTE_KEY, ROUTE_KEY_SIZE_MAX
+from gateway.model_state import STATES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -63,6 +64,10 @@ _LIMITS = {
 }
 
 
+def _states() -> str:
+    return "; ".join(f"{state}: {meaning}" for state, meaning in STATES.items())
+
+
 def document(models: Sequence[ModelVersion]) -> dict[str, Any]:
     """The document for a gateway that serves `models`, as plain data."""
     return {
@@ -79,7 +84,7 @@ def document(models: Sequence[ModelVersion]) -> dict[str, Any]:
             "/livez": {"get": _page("livez", "Whether the gateway answers at all.", _OBJECT)},
             "/readyz": {"get": _page("readyz", "Whether every model is ready, and what each lacks.", _OBJECT, _READY)},
             "/metrics": {"get": _page("metrics", "Metrics in Prometheus's text format.", None)},
-            "/models": {"get": _page("models", "Every model with its versions and states.", _OBJECT)},
+            "/models": {"get": _page("models", f"Every model with its versions and states: {_states()}.", _OBJECT)},
             "/models/{name}": {
                 "get": {
                     **_page(

@@ -100,9 +100,7 @@ class Status:
         return next(line for line in self._driver.core.lines if line.index == index)
 
     def _state(self, index: int) -> dict[str, Any]:
-        """ready, loading, building, restarting or failed; with a detail when it is not ready, and while its engine is
-        being built with the share of that that is done.
-        """
+        """One of STATES; with a detail when it is not ready."""
         driver = self._driver
         state = driver.children.states[index]
         workers = [worker for worker in driver.core.workers if index in worker.models]
@@ -113,7 +111,8 @@ class Status:
         if workers and all(worker.restarts.failing for worker in workers):
             return {"state": "failed", "detail": "every worker keeps dying; see the log for its last words"}
         if (share := state.built_share) is not None:
-            return {"state": "building", "detail": "its engine is being built, once", "share": round(share, 3)}
+            detail = f"its engine is being built, {share:.0%}; it is kept for the next time"
+            return {"state": "building", "detail": detail, "share": round(share, 3)}
         if any(worker.was_ready for worker in workers):
             return {"state": "restarting", "detail": "its worker died and is being replaced"}
         return {"state": "loading", "detail": ", ".join(map(str, state.loading.values())) or "waiting for its worker"}

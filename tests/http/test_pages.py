@@ -100,12 +100,15 @@ def assert_documented(document, operation, answer):
 
 
 UNSEEN = {
+    "penstock_gpu_memory_bytes",
+    "penstock_gpu_memory_used_bytes",
+    "penstock_gpu_power_watts",
     "penstock_operations",
     "penstock_shadow_difference",
     "penstock_shadow_images",
     "penstock_unload_given_back_ratio",
 }
-"""Rows of what happens when an operator changes something."""
+"""Rows of what happens when an operator changes something, and of GPUs."""
 
 
 def test_metrics_hold_every_row_of_the_table_and_nothing_else(plain):

@@ -79,7 +79,7 @@ def test_whole_numbers_are_fine_for_durations(write):
         ("body_timeout_s = 0", ("is 0; it must be over 0, up to 600 s.",)),
         ("body_size_max = 1", ("is 1; it must be 1024 to 1073741824 bytes.",)),
         ('versions = "first"', ("it must be 'all' or 'latest'.",)),
-        ("devices = []", ("1 to 64 times 'cpu' or 'cuda:INDEX'",)),
+        ("devices = []", ("1 to 64 times 'cpu', 'cuda:INDEX', ",)),
         ('devices = "cpu"', ("1 to 64 times",)),
         ('devices = ["gpu"]', ("1 to 64 times",)),
         ('devices = ["cuda:01"]', ("1 to 64 times",)),

@@ -38,6 +38,9 @@ def test_the_end_says_what_was_done_and_where_memory_went():
     assert "worker 3 gone, memory 300 MiB → 0 MiB" in said
     assert "unloaded" not in said
     assert "held by" not in said
+    assert "device memory" not in said
+    gone["before"]["device_memory_size"], gone["after"]["device_memory_size"] = 2 << 30, 0
+    assert "MiB, device memory 2,048 MiB → 0 MiB" in shown(screens.ended({**STEPS[1], "result": result}))
     result["workers"] = [{**gone, "holders": [{"pid": 7, "name": "leak"}]}]
     assert 'held by [{"pid": 7, "name": "leak"}]' in shown(screens.ended({**STEPS[1], "result": result}))
 
@@ -45,6 +48,13 @@ def test_the_end_says_what_was_done_and_where_memory_went():
 @pytest.mark.parametrize("found", [{}, {"models": [{}], "workers": [{}]}, {"models": [{"versions": [{}]}]}])
 def test_a_status_of_another_version_of_us_is_still_shown(found):
     assert "penstock" in shown(screens.status(found))
+
+
+def test_a_status_says_how_far_an_engine_is():
+    versions = [{"version": 1, "state": "building", "share": 0.42}, {"version": 2, "state": "ready"}]
+    said = shown(screens.status({"models": [{"name": "m", "versions": versions}]}))
+    assert "building 42%" in said
+    assert "ready %" not in said
 
 
 def test_nothing_is_followed_for_ever(monkeypatch):
