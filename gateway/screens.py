@@ -94,6 +94,9 @@ def check(console: Console, directory: Path, device: str) -> bool:
                 f"{point.size / max(point.p50_ns, 1) * 1e9:,.0f}",
             )
         console.print(profile)
+        if given_up := model.contract.batching.sizes[len(loaded.profile) :]:
+            words = f"batches of {', '.join(map(str, given_up))} do not fit in the memory of {device}"
+            console.print(Text.assemble(("given up  ", "bold yellow"), words))
     return any(state.failures for state in driver.children.states.values())
 
 

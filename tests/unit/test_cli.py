@@ -287,6 +287,14 @@ def test_check_of_a_good_model_prints_its_contract_and_its_profile(run, reposito
 
 
 @pytest.mark.slow
+def test_check_names_the_sizes_that_do_not_fit(run, tmp_path):
+    write_model(tmp_path, batching={"sizes": [1, 2, 4, 8]}, fake={"warmup_images": 2})
+    found = run("check", tmp_path)
+    assert found.exit_code == 0, flat(found)
+    assert "given up batches of 4, 8 do not fit in the memory of cpu" in flat(found)
+
+
+@pytest.mark.slow
 def test_check_of_a_repository_reports_each_and_exits_with_1(run, repository):
     found = run("check", repository)
     assert found.exit_code == 1

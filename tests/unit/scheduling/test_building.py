@@ -43,8 +43,10 @@ def test_the_clock_of_the_start_stands_still_while_an_engine_is_built():
 
     assert builds(core, 0, since=NOW + 5 * S, until=NOW + 1000 * S) == []
     assert core.s.worker(0).state is State.BUILDING
+    assert core.s.is_building
     core.s.worker_loading(0, NOW + 1005 * S)
     assert core.s.worker(0).state is State.WARMING
+    assert not core.s.is_building
     assert last_of(core, NOW + 1006 * S) == (1000 + START_S, "kill worker 0: did not start in time")
 
 
