@@ -69,5 +69,8 @@ def nvml(monkeypatch, **environ):
 def of_gateway(folder, **told):
     """Variables for a gateway and its children that find pretend GPUs; `told`: without PENSTOCK_PRETEND_."""
     folder.mkdir(exist_ok=True)
-    named = {f"PENSTOCK_PRETEND_{name.upper()}": str(value) for name, value in {"dir": folder, **told}.items()}
+    named = {
+        f"PENSTOCK_PRETEND_{name.upper()}": str(value)
+        for name, value in {"dir": folder, "engine": "memory", **told}.items()
+    }
     return {"PYTHONPATH": environment(folder)["PYTHONPATH"], **named}

@@ -25,7 +25,7 @@ CAPTURE_FAILS = "PENSTOCK_PRETEND_CAPTURE_FAILS"
 CONTEXT_SIZE = 300 << 20
 """What a process holds once it has opened the card."""
 POISON = 0xCD
-NAME = pretend_gpus.NAME
+NAME, UUID, FOLDER = pretend_gpus.NAME, pretend_gpus.uuid(0), pretend_gpus.FOLDER
 
 
 class Fault(Exception):
