@@ -187,6 +187,20 @@ def test_a_size_that_does_not_fit_while_it_is_measured_is_given_up_as_well(grant
     assert model.sizes == {1, 2}
 
 
+def test_where_batches_overlap_one_that_does_not_fit_while_it_is_measured_refuses_the_model(grant, monkeypatch):
+    # The batch before it may be in flight, and its answers would be taken for those of the next one.
+    def measured(model, size, *_):
+        if size == 4:
+            raise MemoryError
+        return ProfilePoint(size, 7, 8)
+
+    monkeypatch.setattr(loading, "_measured", measured)
+    monkeypatch.setattr(loading.Model, "depth", property(lambda model: 2))
+    model, said = load(grant(fake()))
+    assert model is None
+    assert "not enough memory" in said[-1].detail
+
+
 def test_a_model_of_which_nothing_fits_is_refused(grant):
     model, said = load(grant(graphs.contract('backend = "fake"', batching="sizes = [2, 4]", fake="warmup_images = 1")))
     assert model is None
