@@ -86,7 +86,7 @@ def resolve(devices: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ..
         resolved = [_unseen(device, mask) for device in devices]
     else:
         there = visible(listed(), mask)
-        resolved = [device if device == "cpu" else _seen(device, there, mask) for device in devices]
+        resolved = [device if device == "cpu" else find(device, there, mask) for device in devices]
     for place, name in enumerate(resolved):
         first = resolved.index(name)
         if first < place:
@@ -149,8 +149,8 @@ def _named(gpus: Sequence[Gpu], entry: str) -> Gpu | None:
     return (whole or found)[0] if len(whole or found) == 1 else None
 
 
-def _seen(device: str, there: Sequence[Gpu], mask: str | None) -> str:
-    """A GPU by NVML's word. Raises InvalidSettings."""
+def find(device: str, there: Sequence[Gpu], mask: str | None) -> str:
+    """What a worker on 'cuda:…' is given, of those that are `visible` under `mask`. Raises InvalidSettings."""
     found = _named(there, device.removeprefix(_CUDA))
     if found is None:
         hidden = "" if mask is None else f", with {VISIBLE}={mask} in the environment"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway import gpus
 from gateway.doctor.causes import Cause
+from gateway.errors import InvalidSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from shm.checkup import Checkup, Gpu
 
 
@@ -19,79 +19,35 @@ class Choice(NamedTuple):
     given: str
     """By the name that its worker gets; empty: there is none such."""
     gpu: Gpu | None = None
-    """None: the CPU, or NVML is not there to show it."""
+    """The whole one, also of a slice; None: the CPU, or NVML is not there to show it."""
     cause: Cause | None = None
     """Why there is none."""
-
-
-def visible(found: Checkup) -> list[tuple[str, Gpu]]:
-    """(UUID, GPU) of what the operator's CUDA_VISIBLE_DEVICES leaves, GPUs and slices, in the order of the bus.
-
-    An entry is a place on the bus or the beginning of a UUID; the first one that fits nothing ends the list, as in
-    CUDA. Source: CUDA C++ Programming Guide, environment variables.
-    """
-    mask = found.driver.visible
-    if mask is None:
-        return [(gpu.uuid, gpu) for gpu in found.gpus]
-    chosen = set()
-    for entry in map(str.strip, mask.split(",")):
-        uuid = _meant(entry, found)
-        if uuid is None:
-            break
-        chosen.add(uuid)
-    return [each for each in _with_slices(found) if each[0] in chosen]
-
-
-def _with_slices(found: Checkup) -> Iterator[tuple[str, Gpu]]:
-    for gpu in found.gpus:
-        yield gpu.uuid, gpu
-        for part in gpu.slices:
-            yield part.uuid, gpu
-
-
-def _meant(entry: str, found: Checkup) -> str | None:
-    """The UUID that an entry of CUDA_VISIBLE_DEVICES means; None: none, or more than one."""
-    if entry.isdecimal():
-        fitting = [gpu.uuid for gpu in found.gpus[int(entry) : int(entry) + 1]]
-    else:
-        fitting = [uuid for uuid, _ in _with_slices(found) if entry and uuid.lower().startswith(entry.lower())]
-    return fitting[0] if len(fitting) == 1 else None
 
 
 def everything(found: Checkup) -> list[str]:
     """A name for each place that a worker could have: the CPU, GPUs, and the slices of those that are cut."""
     names = ["cpu"]
-    for index, (uuid, gpu) in enumerate(visible(found)):
-        if gpu.mig and uuid == gpu.uuid:
-            names += [f"cuda:{part.uuid}" for part in gpu.slices]
-        else:
-            names.append(f"cuda:{index}")
+    for index, gpu in enumerate(_visible(found)):
+        names += [f"cuda:{index}"] if gpu.slices is None else [f"cuda:{uuid}" for uuid in gpu.slices]
     return names
 
 
 def choose(name: str, found: Checkup) -> Choice:
     """What `name`, which DEVICE_PATTERN fits, is here."""
-    which = name.partition(":")[2]
-    if not which or not found.gpus:
+    if name == "cpu" or not found.gpus:
         return Choice(name, name)
-    seen = visible(found)
-    if which.isdecimal():
-        fitting = seen[int(which) : int(which) + 1]
-    else:
-        slices = [(part.uuid, gpu) for _, gpu in seen for part in gpu.slices]
-        fitting = [each for each in seen + slices if each[0] == which]
-    if not fitting:
-        return Choice(name, "", cause=Cause(f"there is no {name} here", _one_of(everything(found))))
-    uuid, gpu = fitting[0]
-    if gpu.mig and uuid == gpu.uuid:
-        cause = Cause(
-            f"{gpu.name} is cut into MIG slices, and a worker has one of them",
-            _one_of([f"cuda:{part.uuid}" for part in gpu.slices])
-            or f"make one: sudo nvidia-smi mig -i {gpu.index} -cgi …, or sudo nvidia-smi -i {gpu.index} -mig 0",
-        )
-        return Choice(name, "", gpu, cause)
-    return Choice(name, f"cuda:{uuid}", gpu)
+    try:
+        given = gpus.find(name, _visible(found), found.driver.visible)
+    except InvalidSettings as error:
+        return Choice(name, "", cause=Cause.of_sentence(str(error)))
+    uuid = given.partition(":")[2]
+    return Choice(name, given, next(gpu for gpu in found.gpus if uuid in {gpu.uuid, *_slices(gpu)}))
 
 
-def _one_of(names: Sequence[str]) -> str:
-    return f"--device {' | '.join(names)}" if names else ""
+def _visible(found: Checkup) -> list[gpus.Gpu]:
+    listed = [gpus.Gpu(gpu.uuid, gpu.name, tuple(_slices(gpu)) if gpu.mig else None) for gpu in found.gpus]
+    return gpus.visible(listed, found.driver.visible)
+
+
+def _slices(gpu: Gpu) -> list[str]:
+    return [part.uuid for part in gpu.slices]

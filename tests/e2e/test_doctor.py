@@ -99,3 +99,11 @@ def test_what_opens_is_there_whatever_else_is_known(tmp_path):
     assert (verdicts["onnxruntime"]["problem"], verdicts["onnxruntime"]["tried"]) == ("", True)
     assert "tensorrt" in verdicts
     assert found["good"]
+
+
+def test_a_gpu_that_is_found_is_asked_for(tmp_path):
+    found = json.loads(doctor_of_pretence("--json", folder=tmp_path))
+    (gpu,) = found["checkup"]["gpus"]
+    assert gpu["name"] == "Pretend GPU"
+    assert [each["device"] for each in found["opened"]] == [f"cuda:{gpu['uuid']}"]
+    assert {each["device"] for each in found["verdicts"] if each["asked"]} == {"cpu", "cuda:0"}

@@ -24,7 +24,7 @@ CUT = (gpu(), cut(SLICE, index=1, uuid=OTHER))
         (TWO, "1,0", "cuda:1", f"cuda:{OTHER}"),
         (TWO, "1", f"cuda:{UUID}", ""),
         (TWO, "1, 7, 0", "cuda:1", ""),
-        (TWO, "gpu-9", "cuda:0", f"cuda:{OTHER}"),
+        (TWO, "GPU-9", "cuda:0", f"cuda:{OTHER}"),
         (TWO, "GPU-", "cuda:0", ""),
         (TWO, "", "cuda:0", ""),
         (TWO, "-1", "cuda:0", ""),
@@ -54,13 +54,18 @@ def test_everything_there_is(gpus, names):
 
 
 def test_what_is_not_there_is_told_with_what_is():
-    assert choose("cuda:7", checkup(gpus=TWO)).cause == ("there is no cuda:7 here", "--device cpu | cuda:0 | cuda:1")
+    problem, cure = choose("cuda:7", checkup(gpus=TWO)).cause
+    assert "cuda:7 is not there" in problem
+    assert f"cuda:0 is {UUID}" in cure
+    assert f"cuda:1 is {OTHER}" in cure
 
 
 @pytest.mark.parametrize("name", ["cuda:1", f"cuda:{OTHER}"])
 def test_a_gpu_in_slices_is_none_to_be_had_whole(name):
     problem, cure = choose(name, checkup(gpus=CUT)).cause
-    assert problem == "NVIDIA H200 is cut into MIG slices, and a worker has one of them"
-    assert cure == f"--device cuda:{SLICE}"
-    empty = choose("cuda:0", checkup(gpus=(cut(),))).cause
-    assert "-cgi" in empty.cure
+    assert "is in MIG mode" in problem
+    assert cure == f"name one of its slices: cuda:{SLICE}"
+
+
+def test_a_slice_belongs_to_its_gpu():
+    assert choose(f"cuda:{SLICE}", checkup(gpus=CUT)).gpu.index == 1

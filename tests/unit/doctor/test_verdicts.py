@@ -346,9 +346,9 @@ def test_what_is_judged(given, settings, gpus, asked):
 
 def test_a_gpu_that_works_does_not_excuse_one_that_was_asked_for():
     found = judged(checkup(), [CUDA, "cuda:1"])
-    assert [(each.device, each.problem, each.cure) for each in found if not each.good] == [
-        ("cuda:1", "there is no cuda:1 here", "--device cpu | cuda:0")
-    ]
+    (missing,) = (each for each in found if not each.good)
+    assert (missing.device, missing.backend) == ("cuda:1", verdicts.ANY)
+    assert missing.problem.startswith("cuda:1 is not there")
     assert not good(found)
 
 
