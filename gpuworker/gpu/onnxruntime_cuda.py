@@ -9,6 +9,7 @@ cuBLAS and cuDNN handles belong to the thread that runs first: all calls come fr
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ class OnnxRuntimeRunner:
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def open(self, card: Card, report: Report) -> tuple[Field, ...]:
-        """Open the session, refuse what would not run on the card, and run the largest size.
+        """Open the session, refuse what would not run on the card, and run the largest size that fits.
 
         Raises InvalidModel, MemoryError, DeviceLost.
         """
@@ -94,9 +95,17 @@ class OnnxRuntimeRunner:
             )
         if left:
             log.event("cpu_nodes", level="warning", operators=left)
-        # The largest first: what the arena takes for it serves every smaller size, the other way round nothing fits.
-        self._fields = sessions.fields_of(self._probe(self._contract.batching.sizes[-1]))
+        self._fields = sessions.fields_of(self._probe_largest())
         return self._fields
+
+    def _probe_largest(self) -> dict[str, NDArray[Any]]:
+        """Run the largest size that fits; whoever warms the others up finds out for itself. Raises as `_probe`."""
+        # The largest first: what the arena takes for it serves every smaller size, the other way round nothing fits.
+        *larger, smallest = reversed(self._contract.batching.sizes)
+        for size in larger:
+            with contextlib.suppress(MemoryError):
+                return self._probe(size)
+        return self._probe(smallest)
 
     def bind(self, size: int, source: int, targets: Mapping[str, int]) -> None:
         """Settle the addresses of a size and run it once. Raises InvalidModel, MemoryError, DeviceLost."""

@@ -244,6 +244,19 @@ def test_weights_beside_the_graph_are_made_float16_too(card, tmp_path):
     np.testing.assert_allclose(found, batch.mean(axis=(1, 2)) * 2, rtol=1e-5)
 
 
+def test_a_size_that_does_not_fit_leaves_those_that_do(card, tmp_path):
+    contract = graphs.contract()
+    grant = DeviceGrant(memory_size_max=(3 << 20) + 4096)
+    backend = backends.open_backend(contract, graphs.save(graphs.means(), tmp_path), CUDA._replace(grant=grant))
+    backend.load(quiet)
+    for size in (1, 2):
+        backend.warmup(size)
+        batch = images(size)
+        np.testing.assert_allclose(answers(backend, batch, size)["y"], batch.mean(axis=(1, 2)), rtol=1e-6)
+    with pytest.raises(MemoryError):
+        backend.warmup(4)
+
+
 def test_a_card_that_is_full_is_out_of_memory_at_load(card, tmp_path, monkeypatch):
     directory = graphs.save(graphs.means(), tmp_path)
     grant = DeviceGrant(memory_size_max=2 << 20)
