@@ -32,12 +32,16 @@ from bench import rig
 
 
 class Result(NamedTuple):
-    """One run. `latencies_ms` of answered requests sent after the warm-up; `lateness_ms`: how late they were sent."""
+    """One run. `latencies_ms` of answered requests sent after the warm-up; `lateness_ms`: how late they were sent.
+
+    `answered`: requests that got a 200, those of the warm-up and of the end included.
+    """
 
     latencies_ms: np.ndarray
     lateness_ms: np.ndarray
     statuses: dict[int, int]
     seconds: float
+    answered: int = 0
 
     @property
     def rate(self) -> float:
@@ -111,16 +115,20 @@ class Run:
         self.lateness: list[float] = []
         self.statuses: collections.Counter[int] = collections.Counter()
         self.seconds = seconds
+        self.answered = 0
 
     def note(self, connection: Connection, status: int) -> None:
         now = time.perf_counter()
+        self.answered += status == 200
         if self.counted_from <= connection.meant and now <= self.end + 5:
             self.statuses[status] += 1
             self.latencies.append((now - connection.meant) * 1e3)
             self.lateness.append((connection.sent - connection.meant) * 1e3)
 
     def result(self) -> Result:
-        return Result(np.array(self.latencies), np.array(self.lateness), dict(self.statuses), self.seconds)
+        return Result(
+            np.array(self.latencies), np.array(self.lateness), dict(self.statuses), self.seconds, self.answered
+        )
 
 
 async def closed(url: str, body: bytes, content_type: str, connections: int, warmup_s: float, seconds: float) -> Result:
@@ -136,6 +144,8 @@ async def closed(url: str, body: bytes, content_type: str, connections: int, war
         now = time.perf_counter()
         if now <= run.end:
             run.note(connection, status)
+        else:
+            run.answered += status == 200
         if now < run.end and status:
             connection.send(message, now)
         else:

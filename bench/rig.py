@@ -31,6 +31,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 READY_TIMEOUT_S = 120.0
 
+PACKAGES = (
+    *("aiohttp", "uvloop", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings", "nvidia-ml-py"),
+    *("onnx", "simplejpeg", "pillow", "msgspec", "orjson"),
+)
+"""Figures depend on their versions."""
+
 NULL_224 = """backend = "fake"
 [input]
 width = 224
@@ -70,10 +76,14 @@ def jpeg(width: int, height: int, quality: int = 90, **options: Any) -> bytes:
 
 def environment() -> dict[str, Any]:
     """What a figure depends on."""
-    packages = ("aiohttp", "uvloop", "numpy", "onnxruntime", "simplejpeg", "pillow", "msgspec", "orjson")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    commit = ""
+    with contextlib.suppress(FileNotFoundError):  # a machine without git
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     model_name = next(
         (
             line.partition(":")[2].strip()
@@ -88,7 +98,7 @@ def environment() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "commit": commit,
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": packages,
     }
 
 
@@ -145,17 +155,21 @@ def _rss(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def gateway(repository: Path, *flags: str, tree: Path = ROOT) -> Iterator[Gateway]:
+def gateway(
+    repository: Path, *flags: str, tree: Path = ROOT, ready_timeout_s: float = READY_TIMEOUT_S
+) -> Iterator[Gateway]:
     """Start the gateway of a checkout on a free port, wait until it is ready, stop it with SIGTERM."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "gateway", "serve", "--models", str(repository), "--port", str(port), *flags]
-    environ = {**os.environ, "PENSTOCK_LOG_LEVEL": "warning", "PYTHONPATH": str(tree)}
+    # What was on the path before stays behind the checkout: tests put a pretend card there.
+    path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environ = {**os.environ, "PENSTOCK_LOG_LEVEL": "warning", "PYTHONPATH": path}
     process = subprocess.Popen(command, cwd=tree, env=environ)
     running = Gateway(process, port)
     try:
-        _wait_ready(running)
+        _wait_ready(running, ready_timeout_s)
         yield running
     finally:
         process.send_signal(signal.SIGTERM)
@@ -166,8 +180,8 @@ def gateway(repository: Path, *flags: str, tree: Path = ROOT) -> Iterator[Gatewa
             process.wait()
 
 
-def _wait_ready(running: Gateway) -> None:
-    end = time.monotonic() + READY_TIMEOUT_S
+def _wait_ready(running: Gateway, timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if running.process.poll() is not None:
             raise SystemExit(f"the gateway exited with {running.process.returncode}")

@@ -223,11 +223,7 @@ class CardBackend:
             compute.follow(lane.copied)
             compute.record(lane.begun)
             compute.copy_on(self._source.address, lane.pixels.address, count * self._row_size)
-            graph = self.graphs.get(size)
-            if graph is None:
-                self._runner.enqueue(size)
-            else:
-                graph.launch(compute)
+            self.launch(size)
             compute.record(lane.computed)
             for field, memory in zip(self.fields, lane.results, strict=True):
                 compute.copy_out(memory.address, self._targets[field.name].address, count * field.size)
@@ -243,6 +239,15 @@ class CardBackend:
             raise
         self._counts[place] = count
         self._started += 1
+
+    def launch(self, size: int) -> None:
+        """Begin a warmed size on the pixels that lie in the input: what `start` does between its copies."""
+        assert self._card is not None
+        graph = self.graphs.get(size)
+        if graph is None:
+            self._runner.enqueue(size)
+        else:
+            graph.launch(self._card.compute)
 
     def finish(self) -> Outputs:
         """Wait for the oldest batch. Raises as `run`."""

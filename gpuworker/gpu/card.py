@@ -253,6 +253,11 @@ class Card:
             cls._opened = cls()
         return cls._opened
 
+    @staticmethod
+    def count() -> int:
+        """Cards that this process sees; opens none. Raises CudaError: none, or no driver that is new enough."""
+        return int(check(cudart.cudaGetDeviceCount()))
+
     @classmethod
     def properties_if_open(cls) -> Properties | None:
         """What card it is, if any model runs on it."""

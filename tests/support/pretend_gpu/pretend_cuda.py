@@ -339,6 +339,23 @@ class PretendCard:
         del self.execs[int(graph)]
         return self.answer()
 
+    def cudaMemcpy(self, target, source, size, kind):
+        """From or to any host memory, done when it returns. Streams that do not block do not wait for it."""
+        on_device = target if kind == self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice else source
+        try:
+            self._check(self.device, int(on_device), size)
+        except Fault as fault:
+            self.sticky = fault.code
+            return self.answer()
+        ctypes.memmove(target, source, size)
+        return self.answer()
+
+    def cudaMemcpyBatchAsync(self, targets, sources, sizes, count, attributes, places, attribute_count, stream):
+        kind = self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        for target, source, size in zip(targets, sources, sizes, strict=True):
+            self.cudaMemcpyAsync(target, source, size, kind, stream)
+        return self.answer()
+
     # -- the device ------------------------------------------------------------------------------------------------
 
     def cudaSetDevice(self, ordinal):
@@ -354,6 +371,10 @@ class PretendCard:
         for stream in list(self.streams.values()):
             stream.wait()
         return self.answer()
+
+    def cudaGetDeviceCount(self):
+        visible = pretend_gpus.opened(os.environ.get("CUDA_VISIBLE_DEVICES")) is not None
+        return (self.ok, 1) if visible else (self.error(100), 0)
 
     def cudaGetDeviceProperties(self, ordinal):
         found = self.cudart.cudaDeviceProp()

@@ -21,6 +21,7 @@ CALLS = {
     "cudaEventSynchronize": ("event", ""),
     "cudaFree": ("devPtr", ""),
     "cudaFreeHost": ("ptr", ""),
+    "cudaGetDeviceCount": ("", "count"),
     "cudaGetDeviceProperties": ("device", "prop"),
     "cudaGetErrorName": ("error", "*"),
     "cudaGetErrorString": ("error", "*"),
