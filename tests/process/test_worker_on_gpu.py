@@ -109,7 +109,7 @@ def test_without_a_card_the_model_is_refused(spawn, tmp_path):
 
 def test_the_grants_memory_is_a_limit(spawn, tmp_path):
     model = (graphs.contract(), graphs.save(graphs.means(), tmp_path))
-    worker = spawn(model, grant=DeviceGrant(memory_size_max=1 << 20))
+    worker = spawn(model, grant=DeviceGrant(memory_size_max=1 << 10))
     assert refusals(worker)[0].startswith("there is not enough memory for this model")
     worker.end()
 
