@@ -2,81 +2,74 @@
 
 Two ways lead there. `exact`: open, set upright, flatten, resize the whole, crop; in that order, with Pillow alone. The
 default keeps the same geometry and saves work where the picture hardly changes: JPEG is decoded by simplejpeg at
-1/1 to 1/8, resize and crop are one step over the stored pixels, and only the small result is turned upright. Where the
-source already has the slot's size, libjpeg-turbo writes into the slot itself.
+1/1 to 1/8 (`scales`), resize and crop are one step over the stored pixels (`resizing`), and only the small result is
+turned upright. Where the source already has the slot's size, libjpeg-turbo writes into the slot itself.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from gateway.decoding import geometry, header, jpeg, kernels, pillow
+from gateway.decoding import geometry, header, jpeg, kernels, pillow, resizing, scales, webp
 from gateway.decoding.edge import codec
 from gateway.decoding.header import Format
+from gateway.decoding.resizing import Canvas
+from gateway.decoding.scales import Step
 from gateway.errors import PayloadTooLarge, UndecodableImage
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
 
-    from gateway.decoding.geometry import Fit, Size
+    from gateway.decoding.geometry import Box, Fit, Size
     from gateway.decoding.header import Body
     from gateway.models.spec import Contract
-
-SCALED_MARGIN = {"box": 4.0, "bilinear": 1.25, "hamming": 1.5, "bicubic": 1.25, "lanczos": 1.25}
-"""How many times larger than the resized image a JPEG that is decoded at 1/2, 1/4 or 1/8 must at least be.
-
-At 1.0 the mean difference from a full decode reaches 2.5/255 (bilinear) on real photos; with these margins it stays
-under 1.2/255, measured on five photos at eleven sizes. Narrow kernels need more: they show the grid they sample.
-"""
 
 RESIZED_PIXELS_MAX = 1 << 26
 """Pixels of a whole resized image under `exact`: a 1 x 16384 strip would become 256 x 4 million."""
 
-SCRATCH_SIZE_MAX = 1 << 25
-"""Bytes of decoded pixels kept from one image to the next; a larger image gets memory of its own."""
-
 _FAST_COMPONENTS = (1, 3)
 """Gray, and YCbCr or RGB. Four are CMYK or YCCK, whose conversion is Pillow's business."""
 
-FITS_MAX = 1024
-"""Source sizes whose geometry is remembered, per model."""
+PLANS_MAX = 1024
+"""Source sizes whose plan is remembered, per model."""
+
+
+class Plan(NamedTuple):
+    """How one source size fills a slot: where pixels go, how they are decoded and resized."""
+
+    fit: Fit
+    step: Step
+    box: Box
+    """`fit.stored_box`, in pixels of what is decoded at 1 / `step.divisor`."""
 
 
 class Scratch:
-    """Memory for decoded JPEG pixels, reused from image to image. Not for two at once."""
+    """Memory for decoded and for resized pixels, reused from image to image. Not for two at once."""
 
-    __slots__ = ("_kept",)
+    __slots__ = ("resizer", "sources")
 
     def __init__(self) -> None:
-        self._kept = np.empty(0, np.uint8)
-
-    def take(self, size: int) -> NDArray[np.uint8]:
-        """uint8[size] of any content, valid until the next call."""
-        if size > SCRATCH_SIZE_MAX:
-            return np.empty(size, np.uint8)
-        if size > len(self._kept):
-            self._kept = np.empty(size, np.uint8)
-        return self._kept[:size]
+        self.sources = resizing.Canvases()
+        self.resizer = resizing.Resizer()
 
 
 class Recipe:
-    """One model's contract, prepared for the hot path. Holds the geometry of sizes seen lately; else immutable."""
+    """One model's contract, prepared for the hot path. Holds the plans of sizes seen lately; else immutable."""
 
     __slots__ = (
-        "_fits",
+        "_plans",
         "background",
         "exact",
         "exif",
         "gray",
-        "margin",
         "order",
         "padding",
         "pixels_max",
         "point_sampled",
         "resample",
+        "scaled",
         "shape",
         "spec",
         "whole",
@@ -96,22 +89,26 @@ class Recipe:
         # Nearest samples points whether asked to or not, so Pillow's is right for both.
         self.point_sampled = not spec.antialias and spec.resample != "nearest"
         # A point sample of a smaller decode is another picture; only kernels that average may start from one.
-        self.margin = None if not spec.antialias or self.exact else SCALED_MARGIN.get(spec.resample)
+        self.scaled = spec.antialias and not self.exact
         # A crop's box ends between pixels, where single precision (Pillow's) may round a nearest pixel to the next.
         self.whole = self.exact or spec.resample == "nearest"
         self.padding: tuple[int, ...] = spec.padding[::-1] if spec.colour == "bgr" else spec.padding
         if self.gray:
             self.padding = (pillow.gray_of(spec.padding),)
-        self._fits: dict[tuple[Size, int], Fit] = {}
+        self._plans: dict[tuple[Size, int, bool], Plan] = {}
 
-    def fit(self, stored: Size, orientation: int) -> Fit:
-        """`geometry.fit`, remembered."""
-        key = stored, orientation
-        found = self._fits.get(key)
+    def plan(self, stored: Size, orientation: int, *, jpeg: bool) -> Plan:
+        """How to take a source stored at `stored` (width, height) under an EXIF `orientation`; remembered."""
+        key = stored, orientation, jpeg
+        found = self._plans.get(key)
         if found is None:
-            if len(self._fits) >= FITS_MAX:
-                self._fits.clear()
-            found = self._fits[key] = geometry.fit(self.spec, stored, orientation)
+            if len(self._plans) >= PLANS_MAX:
+                self._plans.clear()
+            fit = geometry.fit(self.spec, stored, orientation)
+            step = Step(1, self.spec.resample)
+            if jpeg and self.scaled and fit.resizes:
+                step = scales.choose(self.spec.resample, stored, fit.stored_resized)
+            found = self._plans[key] = Plan(fit, step, geometry.divided(fit.stored_box, step.divisor))
         return found
 
 
@@ -130,13 +127,19 @@ def decode_into(body: Body, out: NDArray[np.uint8], recipe: Recipe, scratch: Scr
     claimed = header.size_of(kind, body)
     if claimed is not None:
         header.check_size(claimed, recipe.pixels_max)
+        if kind is Format.WEBP and not (recipe.exact or recipe.gray) and webp.is_plain(body):
+            canvas = scratch.sources.take(claimed, 4)
+            if webp.decode(body, recipe.order, claimed, canvas.pixels):
+                _finish(canvas, out, recipe, recipe.plan(claimed, 1, jpeg=False), 1, scratch)
+                return claimed
     image = pillow.open_header(body, kind)
     header.check_size(image.size, recipe.pixels_max)
     pillow.load(image, kind)
     orientation = pillow.orientation(image) if recipe.exif else 1
     size = image.size
     header.check_size(size, recipe.pixels_max)
-    _finish(_flatten(image, recipe, kind), out, recipe, recipe.fit(size, orientation), orientation, 1)
+    image = _flatten(image, recipe, kind)
+    _finish(image, out, recipe, recipe.plan(size, orientation, jpeg=False), orientation, scratch)
     return geometry.upright(size, orientation)
 
 
@@ -148,19 +151,16 @@ def _decode_jpeg(body: Body, out: NDArray[np.uint8], recipe: Recipe, scratch: Sc
     if head.progressive:
         jpeg.check_scans(body, head)
     orientation = jpeg.orientation(body, head) if recipe.exif else 1
-    fit = recipe.fit(size, orientation)
-    divisor = 1
-    if recipe.margin is not None and fit.resizes:
-        width, height = fit.stored_resized
-        divisor = jpeg.divisor(size, (width * recipe.margin, height * recipe.margin))
+    plan = recipe.plan(size, orientation, jpeg=True)
+    divisor = plan.step.divisor
     if not recipe.exact and head.components in _FAST_COMPONENTS:
-        if orientation == 1 and not fit.resizes and size == (out.shape[1], out.shape[0]):
+        if orientation == 1 and not plan.fit.resizes and size == (out.shape[1], out.shape[0]):
             if jpeg.decode(body, recipe.order, size, 1, out):
                 return size
         else:
-            mapped = _decode_mapped(body, size, divisor, scratch, gray=recipe.gray or head.components == 1)
-            if mapped is not None:
-                _finish(mapped, out, recipe, fit, orientation, divisor)
+            canvas = _decode_mapped(body, size, divisor, recipe, scratch, gray=head.components == 1)
+            if canvas is not None:
+                _finish(canvas, out, recipe, plan, orientation, scratch)
                 return geometry.upright(size, orientation)
     # Pillow has the last word on files that libjpeg-turbo warns about: what the plain pipeline shows, we show.
     image = pillow.open_header(body, Format.JPEG)
@@ -169,20 +169,21 @@ def _decode_jpeg(body: Body, out: NDArray[np.uint8], recipe: Recipe, scratch: Sc
     if divisor > 1:
         pillow.draft(image, divisor)
     pillow.load(image, Format.JPEG)
-    _finish(_flatten(image, recipe, Format.JPEG), out, recipe, fit, orientation, divisor)
+    _finish(_flatten(image, recipe, Format.JPEG), out, recipe, plan, orientation, scratch)
     return geometry.upright(size, orientation)
 
 
-def _decode_mapped(body: Body, size: Size, divisor: int, scratch: Scratch, *, gray: bool) -> Image.Image | None:
-    """A JPEG decoded into the scratch memory, as an image of mode "L" or "RGBX" on it; None when anything is amiss.
+def _decode_mapped(
+    body: Body, size: Size, divisor: int, recipe: Recipe, scratch: Scratch, *, gray: bool
+) -> Canvas | None:
+    """A JPEG decoded into scratch memory, with its channels in the slot's order; None when anything is amiss.
 
     Four bytes a pixel cost libjpeg-turbo nothing and spare the copy into Pillow's memory, which has four as well.
     """
     width, height = -(-size[0] // divisor), -(-size[1] // divisor)
-    pixels = scratch.take(width * height * (1 if gray else 4))
-    if not jpeg.decode(body, "L" if gray else "RGBX", size, divisor, pixels):
-        return None
-    return pillow.map_pixels(pixels, "L" if gray else "RGBX", (width, height))
+    order = "L" if gray else {"RGB": "RGBX", "BGR": "BGRX", "L": "L"}[recipe.order]
+    canvas = scratch.sources.take((width, height), len(order))
+    return canvas if jpeg.decode(body, order, size, divisor, canvas.pixels) else None
 
 
 def _flatten(image: Image.Image, recipe: Recipe, kind: Format) -> Image.Image:
@@ -192,27 +193,45 @@ def _flatten(image: Image.Image, recipe: Recipe, kind: Format) -> Image.Image:
 
 
 def _finish(
-    image: Image.Image, out: NDArray[np.uint8], recipe: Recipe, fit: Fit, orientation: int, divisor: int
+    source: Image.Image | Canvas,
+    out: NDArray[np.uint8],
+    recipe: Recipe,
+    plan: Plan,
+    orientation: int,
+    scratch: Scratch,
 ) -> None:
-    """Resize, crop, set upright and store an image ("L", "RGB" or "RGBX") that was decoded at 1 / `divisor`."""
-    if recipe.whole:
-        if fit.resized[0] * fit.resized[1] > RESIZED_PIXELS_MAX:
-            raise PayloadTooLarge("The image is too long and narrow for this model.")
-        image = pillow.upright(image, orientation).resize(fit.resized, recipe.resample).crop(fit.crop)
-    elif fit.resizes:
-        box = geometry.divided(fit.stored_box, divisor)
-        if recipe.point_sampled:
-            pixels = pillow.pixels_of(image, "L" if image.mode == "L" else "RGB")
-            image = pillow.from_pixels(kernels.resize(pixels, fit.stored_size, box, recipe.spec.resample))
-        else:
-            image = image.resize(fit.stored_size, recipe.resample, box)
-        image = pillow.upright(image, orientation)
+    """Resize, crop, set upright and store what was decoded as planned.
+
+    `source` is an image of mode "L" or "RGB", or a canvas that has the slot's order already.
+    """
+    fit, step, box = plan
+    if fit.resizes and not recipe.whole:
+        antialias = recipe.spec.antialias
+        pixels = scratch.resizer.resize(source, fit.stored_size, box, step.kernel, antialias=antialias)
+        if pixels is None:
+            pixels = _resize_elsewhere(source, recipe, plan)
+        if orientation != 1:
+            pixels = resizing.upright(pixels, orientation)
     else:
-        image = pillow.upright(image, orientation).crop(fit.crop)
-    pixels = pillow.pixels_of(image, recipe.order)
-    if pixels.shape == out.shape:
-        out[...] = pixels
-        return
-    out[...] = recipe.padding
-    left, top = fit.place
-    out[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+        image = pillow.upright(pillow.image_of(source), orientation)
+        if recipe.whole:
+            if fit.resized[0] * fit.resized[1] > RESIZED_PIXELS_MAX:
+                raise PayloadTooLarge("The image is too long and narrow for this model.")
+            image = image.resize(fit.resized, recipe.resample)
+        pixels = pillow.pixels_of(image.crop(fit.crop))
+    place = out
+    if pixels.shape[:2] != out.shape[:2]:
+        out[...] = recipe.padding
+        left, top = fit.place
+        place = out[top : top + pixels.shape[0], left : left + pixels.shape[1]]
+    resizing.store(pixels, place, swapped=recipe.order == "BGR" and not isinstance(source, Canvas))
+
+
+def _resize_elsewhere(source: Image.Image | Canvas, recipe: Recipe, plan: Plan) -> NDArray[np.uint8]:
+    """What `resizing` does not do: Pillow's other kernels, and NumPy's for those of them that are not to be widened."""
+    image = pillow.image_of(source)
+    if recipe.point_sampled:
+        return kernels.resize(pillow.pixels_of(image), plan.fit.stored_size, plan.box, recipe.spec.resample)
+    # Mitchell is not Pillow's: the contract's own kernel stands in for it where the image is too large for `resizing`.
+    kernel = pillow.RESAMPLING.get(plan.step.kernel, recipe.resample)
+    return pillow.pixels_of(image.resize(plan.fit.stored_size, kernel, plan.box))

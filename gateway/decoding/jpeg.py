@@ -1,6 +1,6 @@
 """JPEG: one bounded scan of the segments for all that must be known first, then libjpeg-turbo.
 
-Only 1/1, 1/2, 1/4 and 1/8 are asked of libjpeg-turbo; its other scales are slower than a full decode.
+Which scale is asked of libjpeg-turbo is the business of `scales`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ SCANS_MAX = 100
 SCAN_PIXELS_MAX = 2_000_000_000
 """Pixels times scans: what a progressive JPEG costs. The CPU budget is the backstop."""
 
-DIVISORS = (8, 4, 2)
-"""Fast scales of libjpeg-turbo, coarsest first."""
-
-_COLOURS = {"L": "GRAY", "RGB": "RGB", "BGR": "BGR", "RGBX": "RGBX"}
+_COLOURS = {"L": "GRAY", "RGB": "RGB", "BGR": "BGR", "RGBX": "RGBX", "BGRX": "BGRX"}
 """Our words (Pillow's) for simplejpeg's."""
 _NO_SCALE = 16
 _MARKER = 0xFF
@@ -172,17 +169,6 @@ def check_scans(body: Body, header: JpegHeader) -> None:
     scans = bytes(body).count(b"\xff\xda")
     if scans > SCANS_MAX or scans * header.width * header.height > SCAN_PIXELS_MAX:
         raise UndecodableImage("The JPEG image has too many scans.")
-
-
-def divisor(size: tuple[int, int], least: tuple[float, float]) -> int:
-    """The coarsest of 8, 4, 2, 1 at which an image of `size` still has `least` (width, height) pixels.
-
-    1 for an image so small that rounding up makes two of libjpeg-turbo's scales (k/8) the same size.
-    """
-    for candidate in DIVISORS:
-        if max(size) >= 8 * candidate and size[0] >= candidate * least[0] and size[1] >= candidate * least[1]:
-            return candidate
-    return 1
 
 
 def decode(

@@ -24,12 +24,12 @@ from PIL import (  # the plugins are named so that none is imported once the san
 
 from gateway.decoding.edge import codec
 from gateway.decoding.header import Format
+from gateway.decoding.resizing import Canvas
 from gateway.errors import UnsupportedMediaType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gateway.decoding.geometry import Size
     from gateway.decoding.header import Body
 
 PLUGINS = (
@@ -159,26 +159,19 @@ def _upper_byte(image: Image.Image) -> Image.Image:
     return Image.merge("LA", (gray, alpha))
 
 
-def map_pixels(pixels: NDArray[np.uint8], mode: str, size: Size) -> Image.Image:
-    """An image of `mode` ("L", or "RGBX": 4 bytes a pixel) on memory that already holds it; nothing is copied."""
-    return Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1)
+def image_of(source: Image.Image | Canvas) -> Image.Image:
+    """An image of mode "L", "RGB" or "RGBX" that Pillow's own kernels take, on the memory of `source`."""
+    if not isinstance(source, Canvas) or source.image.mode == "L":
+        return source.image if isinstance(source, Canvas) else source
+    # As "RGBA" Pillow would multiply by the fourth byte.
+    return Image.frombuffer("RGBX", source.image.size, source.pixels, "raw", "RGBX", 0, 1)
 
 
-def pixels_of(image: Image.Image, order: str) -> NDArray[np.uint8]:
-    """Copy out as uint8[h, w, 1] for `order` "L", else uint8[h, w, 3] in `order` "RGB" or "BGR".
-
-    The image is of mode "L", or for colour orders also "RGB" or "RGBX".
-    """
-    if image.mode == "L" and order != "L":
-        image = image.convert("RGB")
-    # An "RGBX" image packs as "RGB" or "BGR" at the speed of a copy; NumPy takes 12 times that to drop the fourth byte.
-    raw = image.tobytes("raw", order)
-    return np.frombuffer(raw, np.uint8).reshape(image.height, image.width, len(order))
-
-
-def from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
-    """An image of mode "L" or "RGB" from uint8[h, w, 1 or 3]."""
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Copy out of an image of mode "L", "RGB" or "RGBX" as uint8[h, w, 1], else uint8[h, w, 3]."""
+    order = "L" if image.mode == "L" else "RGB"
+    # An "RGBX" image packs as "RGB" at the speed of a copy; NumPy takes 12 times that to drop the fourth byte.
+    return np.frombuffer(image.tobytes("raw", order), np.uint8).reshape(image.height, image.width, len(order))
 
 
 def gray_of(colour: tuple[int, int, int]) -> int:

@@ -29,6 +29,7 @@ def warm_up() -> None:
         Recipe(_contract(Input(width=8, height=8))),
         Recipe(_contract(Input(width=8, height=6, colour="gray", resize="letterbox", exact=True))),
         Recipe(_contract(Input(width=8, height=6, resample="lanczos", antialias=False, resize="stretch"))),
+        Recipe(_contract(Input(width=8, height=6, colour="bgr", resample="hamming", resize="letterbox"))),
     ]
     for body in _bodies():
         for recipe in recipes:
@@ -47,6 +48,8 @@ def _bodies() -> Iterator[bytes]:
     turned[ExifTags.Base.Orientation] = 6
     for kind in Format:
         yield _encode(colour, kind, exif=turned) if kind is not Format.GIF else _encode(colour, kind)
+    yield _encode(colour.resize((64, 48)), Format.JPEG)
+    yield _encode(colour, Format.WEBP)
     yield _encode(colour, Format.JPEG, progressive=True)
     yield _encode(colour.convert("L"), Format.JPEG)
     yield _encode(colour.convert("CMYK"), Format.JPEG)
