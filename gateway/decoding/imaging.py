@@ -158,7 +158,7 @@ def _decode_jpeg(body: Body, out: NDArray[np.uint8], recipe: Recipe, scratch: Sc
             if jpeg.decode(body, recipe.order, size, 1, out):
                 return size
         else:
-            canvas = _decode_mapped(body, size, divisor, recipe, scratch, gray=head.components == 1)
+            canvas = _decode_mapped(body, size, plan.step, recipe, scratch, gray=head.components == 1)
             if canvas is not None:
                 _finish(canvas, out, recipe, plan, orientation, scratch)
                 return geometry.upright(size, orientation)
@@ -174,16 +174,17 @@ def _decode_jpeg(body: Body, out: NDArray[np.uint8], recipe: Recipe, scratch: Sc
 
 
 def _decode_mapped(
-    body: Body, size: Size, divisor: int, recipe: Recipe, scratch: Scratch, *, gray: bool
+    body: Body, size: Size, step: Step, recipe: Recipe, scratch: Scratch, *, gray: bool
 ) -> Canvas | None:
     """A JPEG decoded into scratch memory, with its channels in the slot's order; None when anything is amiss.
 
     Four bytes a pixel cost libjpeg-turbo nothing and spare the copy into Pillow's memory, which has four as well.
     """
-    width, height = -(-size[0] // divisor), -(-size[1] // divisor)
+    width, height = -(-size[0] // step.divisor), -(-size[1] // step.divisor)
     order = "L" if gray else {"RGB": "RGBX", "BGR": "BGRX", "L": "L"}[recipe.order]
     canvas = scratch.sources.take((width, height), len(order))
-    return canvas if jpeg.decode(body, order, size, divisor, canvas.pixels) else None
+    decoded = jpeg.decode(body, order, size, step.divisor, canvas.pixels, plain_chroma=step.plain_chroma)
+    return canvas if decoded else None
 
 
 def _flatten(image: Image.Image, recipe: Recipe, kind: Format) -> Image.Image:
@@ -232,6 +233,6 @@ def _resize_elsewhere(source: Image.Image | Canvas, recipe: Recipe, plan: Plan) 
     image = pillow.image_of(source)
     if recipe.point_sampled:
         return kernels.resize(pillow.pixels_of(image), plan.fit.stored_size, plan.box, recipe.spec.resample)
-    # Mitchell is not Pillow's: the contract's own kernel stands in for it where the image is too large for `resizing`.
+    # Mitchell is not Pillow's: the contract's own kernel stands in for it, 0.2 of 255 further away (`scales`).
     kernel = pillow.RESAMPLING.get(plan.step.kernel, recipe.resample)
     return pillow.pixels_of(image.resize(plan.fit.stored_size, kernel, plan.box))

@@ -172,12 +172,19 @@ def check_scans(body: Body, header: JpegHeader) -> None:
 
 
 def decode(
-    body: Body, colour: str, size: tuple[int, int], divided_by: int, buffer: memoryview | NDArray[np.uint8]
+    body: Body,
+    colour: str,
+    size: tuple[int, int],
+    divided_by: int,
+    buffer: memoryview | NDArray[np.uint8],
+    *,
+    plain_chroma: bool = False,
 ) -> bool:
     """Decode into `buffer`: uint8[ceil(h / divided_by), ceil(w / divided_by), channels of `colour`], C-order.
 
-    `size` is (width, height) of the header. False when libjpeg-turbo finds anything amiss, even what others show
-    with a warning; the buffer's contents are then undefined. Never writes outside of `buffer`.
+    `size` is (width, height) of the header. `plain_chroma`: repeat subsampled colour instead of interpolating it. False
+    when libjpeg-turbo finds anything amiss, even what others show with a warning; the buffer's contents are then
+    undefined. Never writes outside of `buffer`.
     """
     width, height = -(-size[0] // divided_by), -(-size[1] // divided_by)
     # simplejpeg takes the smallest scale of k/8 whose rounded-up sides suffice. For a whole image of under 8 pixels
@@ -185,7 +192,13 @@ def decode(
     factor = divided_by if divided_by > 1 else _NO_SCALE
     try:
         pixels = simplejpeg.decode_jpeg(
-            body, _COLOURS[colour], min_height=height, min_width=width, min_factor=factor, buffer=buffer
+            body,
+            _COLOURS[colour],
+            fastupsample=plain_chroma,
+            min_height=height,
+            min_width=width,
+            min_factor=factor,
+            buffer=buffer,
         )
     except ValueError:
         return False

@@ -5,18 +5,23 @@ nearest are not among them; Pillow has those.
 
 The library starts no thread unless it is given a pool (its global one is built with this thread alone at import), opens
 nothing, and does not look at the fourth byte of a pixel when told that it is no alpha. A source or a target of Pillow's
-is read by the layout of Pillow's own structure, so the two are bound to releases that agree (pyproject.toml).
+is read by the layout of Pillow's own structure, so the two are bound to releases that agree (pyproject.toml). It has no
+wheel for machines other than x86-64; there all kernels are Pillow's.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from cykooz_resizer import Algorithm, FilterType
-from cykooz_resizer.rust_lib import PilImageWrapper, RustResizeOptions, RustResizer
 from PIL import Image
+
+try:
+    import cykooz_resizer
+    from cykooz_resizer import rust_lib
+except ImportError:
+    rust_lib = None
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,15 +29,17 @@ if TYPE_CHECKING:
     from gateway.decoding.geometry import Box, Size
 
 FILTERS = {
-    "box": FilterType.box,
-    "bilinear": FilterType.bilinear,
-    "bicubic": FilterType.catmull_rom,
-    "lanczos": FilterType.lanczos3,
-    "mitchell": FilterType.mitchell,
+    "box": "box",
+    "bilinear": "bilinear",
+    "bicubic": "catmull_rom",
+    "lanczos": "lanczos3",
+    "mitchell": "mitchell",
 }
-"""Kernels by Pillow's names, and one that Pillow has not. Pillow's bicubic has a = -0.5, which is Catmull and Rom's."""
+"""The library's kernels by Pillow's names, and one that Pillow has not. Pillow's bicubic has a = -0.5, as Catmull and
+Rom's has.
+"""
 
-BETWEEN_SIZE_MAX = 1 << 26
+BETWEEN_SIZE_MAX = 1 << 25
 """Bytes between the two passes of one resize: target's width x source's height. Memory that the library cannot have
 ends the process, where Pillow says so; past this bound Pillow is asked.
 """
@@ -45,11 +52,13 @@ CANVASES_MAX = 64
 
 
 class Canvas(NamedTuple):
-    """Memory and two views of it. pixels: uint8[h, w, 1 or 4], C-order. image: of mode "L" or "RGBA", mapped on it."""
+    """Memory and views of it. pixels: uint8[h, w, 1 or 4], C-order. image: of mode "L" or "RGBA", mapped on it.
+    wrapped: that image for the library, if there is one.
+    """
 
     pixels: NDArray[np.uint8]
     image: Image.Image
-    wrapped: PilImageWrapper
+    wrapped: Any
 
 
 class Canvases:
@@ -84,16 +93,19 @@ class Resizer:
     __slots__ = ("_engine", "_options", "_targets")
 
     def __init__(self) -> None:
-        self._engine = RustResizer()
+        self._engine: Any = None
+        self._options: dict[tuple[str, bool], Any] = {}
         self._targets = Canvases()
+        if rust_lib is None:
+            return
+        self._engine = rust_lib.RustResizer()
         # `interpolation` is a kernel that keeps its own width however much the image shrinks.
-        self._options = {
-            (name, antialias): RustResizeOptions()
-            .set_resize_alg(algorithm.value, kernel.value, 2)
-            .set_use_alpha(v=False)
-            for name, kernel in FILTERS.items()
-            for antialias, algorithm in ((True, Algorithm.convolution), (False, Algorithm.interpolation))
-        }
+        for antialias, algorithm in ((True, "convolution"), (False, "interpolation")):
+            for name, kernel in FILTERS.items():
+                options = cykooz_resizer.ResizeOptions(use_alpha=False).rust_options
+                self._options[name, antialias] = options.set_resize_alg(
+                    cykooz_resizer.Algorithm[algorithm].value, cykooz_resizer.FilterType[kernel].value, 2
+                )
 
     def resize(
         self, source: Image.Image | Canvas, size: Size, box: Box, kernel: str, *, antialias: bool = True
@@ -101,7 +113,8 @@ class Resizer:
         """`box` (source pixels) of `source` at `size` (width, height): uint8[h, w, 1 or 4], valid until the next call.
 
         `source` is a canvas or an image of mode "L" or "RGB"; channels stay in its order, and the fourth means nothing.
-        None when `kernel` is not of `FILTERS`, or the resize needs more than BETWEEN_SIZE_MAX. Raises MemoryError.
+        None when `kernel` is not of `FILTERS`, the resize needs more than BETWEEN_SIZE_MAX, or there is no library.
+        Raises MemoryError.
         """
         options = self._options.get((kernel, antialias))
         image = source.image if isinstance(source, Canvas) else source
@@ -111,9 +124,8 @@ class Resizer:
         target = self._targets.take(size, channels)
         left, top, right, bottom = box
         options = options.set_crop_box(left, top, _span(left, right, image.width), _span(top, bottom, image.height))
-        self._engine.resize_pil(
-            source.wrapped if isinstance(source, Canvas) else PilImageWrapper(source), target.wrapped, options
-        )
+        wrapped = source.wrapped if isinstance(source, Canvas) else rust_lib.PilImageWrapper(source)
+        self._engine.resize_pil(wrapped, target.wrapped, options)
         return target.pixels
 
 
@@ -160,7 +172,8 @@ def _canvas(memory: NDArray[np.uint8], size: Size, channels: int) -> Canvas:
     # "RGBA" because the library reads it; that its fourth byte is no alpha is said with each resize.
     mode = "L" if channels == 1 else "RGBA"
     image = Image.frombuffer(mode, size, memory, "raw", mode, 0, 1)
-    return Canvas(memory.reshape(size[1], size[0], channels), image, PilImageWrapper(image))
+    wrapped = rust_lib.PilImageWrapper(image) if rust_lib is not None else None
+    return Canvas(memory.reshape(size[1], size[0], channels), image, wrapped)
 
 
 def _span(start: float, stop: float, length: int) -> float:

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from gateway.decoding import kernels, resizing
 from gateway.decoding.resizing import FILTERS, Canvases, Resizer
 from tests.support import images
-from tests.support.pipeline import KERNELS
+from tests.support.pipeline import KERNELS, contract, reference
+from tests.unit.decoding.test_imaging import decode, difference
 
 SHARED = sorted(set(FILTERS) & set(KERNELS))
 NOISE = np.random.default_rng(3).integers(0, 256, (600, 640, 4), dtype=np.uint8)
@@ -134,6 +135,19 @@ def test_what_it_does_not_do_is_left_to_others(monkeypatch):
     monkeypatch.setattr(resizing, "BETWEEN_SIZE_MAX", 5 * 47 * 4 - 1)
     assert RESIZER.resize(images.scene(), (5, 5), (0, 0, 61, 47), "bilinear") is None
     assert RESIZER.resize(images.scene(), (4, 5), (0, 0, 61, 47), "bilinear") is not None
+
+
+def test_without_the_library_pillow_does_it(monkeypatch):
+    monkeypatch.setattr(resizing, "rust_lib", None)
+    assert Resizer().resize(images.scene(), (5, 5), (0, 0, 61, 47), "bilinear") is None
+    for options in ({}, {"colour": "bgr"}, {"resample": "lanczos"}):
+        spec = contract(width=224, height=224, **options)
+        for shorter, bound in ((300, 0.01), (1080, 1.5)):
+            body = images.encode(images.photo("coffee", shorter), "JPEG", quality=90)
+            assert difference(decode(body, spec)[0], reference(body, spec.input)).mean() <= bound
+    photo = images.photo("coffee", 300)
+    found, _ = decode(images.encode(photo, "PNG"), contract(antialias=False, resize="stretch"))
+    assert np.array_equal(found, kernels.resize(np.asarray(photo), (32, 32), (0, 0, *photo.size), "bilinear"))
 
 
 def test_no_thread_is_started():
