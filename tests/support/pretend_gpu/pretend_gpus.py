@@ -62,6 +62,12 @@ def holdings(of=None):
         for file in Path(folder).iterdir():
             with contextlib.suppress(OSError, ValueError):
                 size, where = file.read_text().split()
-                if Path(f"/proc/{file.name}").exists() and of in {None, where}:
+                if of in {None, where} and _lives(file.name):
                     found[int(file.name)] = int(size)
     return found
+
+
+def _lives(pid):
+    """Whether a process has its memory still: one that was not reaped yet has none, on a card either."""
+    state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    return state not in "ZX"
