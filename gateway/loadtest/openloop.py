@@ -11,16 +11,20 @@ import asyncio
 import collections
 import math
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gateway.loadtest.alarm import Alarm
-from gateway.loadtest.answers import UnreadableAnswer, read_head
+from gateway.loadtest.answers import unchunked
+from gateway.loadtest.connection import NONE, Connection
 from gateway.loadtest.shots import BROKEN, TIMED_OUT, UNSENT, Shots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from gateway.loadtest.answers import UnreadableAnswer
+    from gateway.loadtest.connection import Judge
 
 TICK_S = 0.0002
 """Shortest time between two looks at the schedule: at high rates a few requests go out together."""
@@ -32,7 +36,6 @@ SWEEP_S = 0.05
 """How often timeouts are looked for and progress is told."""
 
 _PENDING = 0
-_NONE = -1
 
 
 def post(host: str, port: int, path: str, body: bytes, content_type: str, *headers: str) -> bytes:
@@ -53,12 +56,14 @@ async def fire(
     timeout_s: float = 10.0,
     sample_every: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    judge: Judge | None = None,
 ) -> Shots:
     """Send `requests` in turn, over and over, one at each of `due_s` (ascending, seconds from the begin of the run).
 
     `connections_warm` of `connections_max` connections are opened beforehand. A request without an answer `timeout_s`
     after it was due is given up. The answer's body is kept of every `sample_every`-th request (0: of none).
-    `progress(sent, ended)` is called every SWEEP_S. Cancel it to stop.
+    `progress(sent, ended)` is called every SWEEP_S; `judge(status, body)` says what each answer counts as. Cancel it to
+    stop.
 
     Raises: ValueError for a schedule that is not one, UnreadableAnswer, OSError when a warm connection is refused.
     """
@@ -67,7 +72,7 @@ async def fire(
         raise ValueError("one request and one connection are the least, and connections_warm is within the bound")
     if len(due) and (not np.isfinite(due).all() or (np.diff(due) < 0).any() or due[0] < 0):
         raise ValueError("due_s must ascend from 0 or more")
-    run = _Run(host, port, requests, due, connections_max, timeout_s, sample_every, progress)
+    run = _Run(host, port, requests, due, connections_max, timeout_s, sample_every, progress, judge)
     try:
         await run.warm(connections_warm)
         async with asyncio.TaskGroup() as dials:
@@ -83,57 +88,6 @@ async def fire(
     return run.shots()
 
 
-class _Connection(asyncio.Protocol):
-    """One connection. `index`: the request that it carries, or _NONE."""
-
-    __slots__ = ("_body_begin", "_closes", "_end", "_rest", "_run", "_status", "index", "transport")
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-        self._rest = bytearray()
-        self._end = 0
-        self.index = _NONE
-        self.transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by type
-
-    def data_received(self, data: bytes) -> None:
-        answer: bytes | bytearray = data
-        if self._rest:
-            self._rest += data
-            if len(self._rest) < self._end:
-                return
-            answer = self._rest
-        if self.index == _NONE:
-            self._run.drop(self)  # Words of farewell: nobody asked.
-            return
-        try:
-            head = read_head(answer)
-            while head is not None and head[0] < 200:  # noqa: PLR2004 - interim answers are passed over
-                answer = answer[head[1] :]
-                self._rest.clear()
-                head = read_head(answer) if answer else None
-        except UnreadableAnswer as error:
-            self._run.fail(error)
-            return
-        if head is None or len(answer) < head[2]:
-            self._end = head[2] if head is not None else 0
-            if answer is not self._rest:
-                self._rest = bytearray(answer)
-            return
-        status, begin, end, stays = head
-        self._end = 0
-        if self._rest:
-            answer, self._rest = bytes(self._rest), bytearray()
-        # More than one answer to one request: whatever the rest is, it is not the next one's.
-        self._run.answered(self, status, answer, begin, stays=stays and len(answer) == end)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self._run.lost(self)
-
-
 class _Run:
     """State of one run. Every request ends exactly once, in `_end`."""
 
@@ -147,6 +101,7 @@ class _Run:
         timeout_s: float,
         sample_every: int,
         progress: Callable[[int, int], None] | None,
+        judge: Judge | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
@@ -157,6 +112,7 @@ class _Run:
         self._timeout_s = timeout_s
         self._sample_every = sample_every
         self._progress = progress
+        self._judge = judge
         self._alarm: Alarm | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._dials: asyncio.TaskGroup | None = None
@@ -171,8 +127,8 @@ class _Run:
         self._bodies: dict[int, bytes] = {}
         self._next = 0
         self._ended_count = 0
-        self._connections: set[_Connection] = set()
-        self._idle: list[_Connection] = []
+        self._connections: set[Connection] = set()
+        self._idle: list[Connection] = []
         self._waiting: collections.deque[int] = collections.deque()
         """Requests for which a connection is being opened; the first one that is free takes the first of them."""
         self._oldest = 0
@@ -181,7 +137,7 @@ class _Run:
     async def warm(self, count: int) -> None:
         """Open connections beforehand. Raises OSError."""
         for _ in range(count):
-            _, connection = await self._loop.create_connection(lambda: _Connection(self), *self._address)
+            _, connection = await self._loop.create_connection(lambda: Connection(self), *self._address)
             self._connections.add(connection)
             self._idle.append(connection)
 
@@ -241,7 +197,7 @@ class _Run:
         elif not count and not self.ended.done():
             self.ended.set_result(None)
 
-    def _send(self, connection: _Connection, index: int) -> None:
+    def _send(self, connection: Connection, index: int) -> None:
         connection.index = index
         self._sent[index] = time.monotonic() - self._began_s
         connection.transport.write(self._requests[index % len(self._requests)])
@@ -256,7 +212,7 @@ class _Run:
     async def _open(self) -> None:
         """Open one connection for whoever waits first; when that fails, it has failed for them."""
         try:
-            _, connection = await self._loop.create_connection(lambda: _Connection(self), *self._address)
+            _, connection = await self._loop.create_connection(lambda: Connection(self), *self._address)
         except OSError:
             if self._waiting:
                 self._end(self._waiting.popleft(), BROKEN)
@@ -266,7 +222,7 @@ class _Run:
         self._connections.add(connection)
         self._free(connection)
 
-    def _free(self, connection: _Connection) -> None:
+    def _free(self, connection: Connection) -> None:
         """A connection has nothing to carry."""
         if connection.transport.is_closing():
             self.drop(connection)
@@ -278,28 +234,30 @@ class _Run:
     # -- endings -------------------------------------------------------------------------------------------------
 
     def answered(
-        self, connection: _Connection, status: int, answer: bytes | bytearray, begin: int, *, stays: bool
+        self, connection: Connection, status: int, answer: bytes | bytearray, begin: int, *, stays: bool
     ) -> None:
         """A whole answer came; its body begins at `begin`."""
         index = connection.index
-        connection.index = _NONE
+        connection.index = NONE
         self._answered[index] = time.monotonic() - self._began_s
         if self._sample_every and index % self._sample_every == 0:
-            self._bodies[index] = bytes(answer[begin:])
+            self._bodies[index] = unchunked(answer, begin)
+        if self._judge is not None:
+            status = self._judge(status, unchunked(answer, begin))
         if stays:
             self._free(connection)
         else:
             self.drop(connection)
         self._end(index, status)
 
-    def lost(self, connection: _Connection) -> None:
+    def lost(self, connection: Connection) -> None:
         """The connection is gone, and with it the request that it carried."""
         self.drop(connection)
-        if connection.index != _NONE:
-            index, connection.index = connection.index, _NONE
+        if connection.index != NONE:
+            index, connection.index = connection.index, NONE
             self._end(index, BROKEN)
 
-    def drop(self, connection: _Connection) -> None:
+    def drop(self, connection: Connection) -> None:
         """Use a connection no more; somebody who waits for one gets another dialled."""
         if connection not in self._connections:
             return
@@ -338,6 +296,6 @@ class _Run:
             self._waiting.remove(index)
         else:
             connection = next(connection for connection in self._connections if connection.index == index)
-            connection.index = _NONE
+            connection.index = NONE
             self.drop(connection)
         self._end(index, TIMED_OUT)

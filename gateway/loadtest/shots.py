@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 OK = 200
 
-UNSENT, TIMED_OUT, BROKEN = -1, -2, -3
-"""In place of a status: every connection was busy at the bound; no answer in time; the connection failed."""
+UNSENT, TIMED_OUT, BROKEN, WRONG = -1, -2, -3, -4
+"""In place of a status: every connection was busy at the bound; no answer in time; the connection failed; the answer
+was not the expected one.
+"""
 
-NAMES = {UNSENT: "unsent", TIMED_OUT: "timed out", BROKEN: "broken"}
+NAMES = {UNSENT: "unsent", TIMED_OUT: "timed out", BROKEN: "broken", WRONG: "wrong answer"}
 
 
 class Sample(NamedTuple):
@@ -37,7 +39,7 @@ class Sample(NamedTuple):
 class Shots:
     """One run, or a part of it. Times are float64[count] seconds from the run's begin, nan where there is none.
 
-    `status` is int16[count]: HTTP's, or UNSENT, TIMED_OUT, BROKEN. `bodies`: answers' bodies of the requests that were
+    `status` is int16[count]: HTTP's, or one of NAMES. `bodies`: answers' bodies of the requests that were
     sampled, by index into the whole run; `first` is the index of this part's first request there. `began_s` is the
     run's begin by `time.monotonic()`.
     """

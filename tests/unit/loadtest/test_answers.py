@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.loadtest.answers import HEAD_SIZE_MAX, UnreadableAnswer, read_head
+from gateway.loadtest.answers import HEAD_SIZE_MAX, UnreadableAnswer, read_head, unchunked
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def test_an_answer_with_a_body():
@@ -37,7 +39,11 @@ def test_some_answers_have_no_body(status):
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "in chunks"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", "in a coding"),
+        (CHUNKED + b"zz\r\n", "a chunk's size is b'zz'"),
+        (CHUNKED + b"-1\r\n", "a chunk's size is b'-1'"),
+        (CHUNKED + b"fffffffff\r\n", "a chunk's size"),
+        (CHUNKED + b"1" * 256, "a chunk's size"),
         (b"HTTP/1.1 200 OK\r\n\r\n", "without a Content-Length"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: -4\r\n\r\n", "Content-Length is b'-4'"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n", "Content-Length is"),
@@ -51,3 +57,17 @@ def test_some_answers_have_no_body(status):
 def test_what_cannot_be_counted_is_refused(data, says):
     with pytest.raises(UnreadableAnswer, match=says):
         read_head(data)
+
+
+def test_chunks_are_read_to_their_end_and_put_together():
+    body = b"4;name=x\r\nbo\r\n\r\n1\r\ny\r\n0\r\nTrailer: 1\r\n\r\n"
+    whole = CHUNKED + body
+    assert read_head(whole) == (200, len(CHUNKED), len(whole), True)
+    assert read_head(whole + b"HTTP/1.1") == (200, len(CHUNKED), len(whole), True)
+    assert unchunked(whole, len(CHUNKED)) == b"bo\r\ny"
+    assert [cut for cut in range(len(CHUNKED), len(whole)) if read_head(whole[:cut]) is not None] == []
+
+
+def test_a_body_without_chunks_is_what_it_is():
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
+    assert unchunked(head + b"body", len(head)) == b"body"

@@ -10,7 +10,7 @@ import uvloop
 
 from gateway.loadtest.answers import UnreadableAnswer
 from gateway.loadtest.openloop import fire, post
-from gateway.loadtest.shots import TIMED_OUT
+from gateway.loadtest.shots import TIMED_OUT, WRONG
 from tests.support.raw_server import ANSWER, BODY, paths, shoot
 
 
@@ -103,12 +103,28 @@ def test_interim_answers_are_passed_over():
     assert shots.bodies == {0: b"ok"}
 
 
-def test_chunked_answers_end_the_run_with_a_reason():
-    with pytest.raises(UnreadableAnswer, match="in chunks"):
-        shoot(
-            [0.0, 0.0, 0.01],
-            lambda served: served.answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
-        )
+def test_chunked_answers_are_read_and_judged_without_their_frames():
+    seen = []
+
+    def judge(status: int, body: bytes) -> int:
+        seen.append(body)
+        return WRONG if len(seen) == 2 else status
+
+    shots, _ = shoot(
+        [0.0, 0.01, 0.02],
+        lambda served: served.answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        judge=judge,
+        sample_every=3,
+    )
+
+    assert shots.status.tolist() == [200, WRONG, 200]
+    assert seen == [b"ok"] * 3
+    assert shots.bodies == {0: b"ok"}
+
+
+def test_an_answer_without_an_end_ends_the_run_with_a_reason():
+    with pytest.raises(UnreadableAnswer, match="without a Content-Length"):
+        shoot([0.0, 0.0, 0.01], lambda served: served.answer(b"HTTP/1.1 200 OK\r\n\r\n"))
 
 
 def test_what_is_not_answered_in_time_is_counted_and_its_connection_closed():
