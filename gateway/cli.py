@@ -1,4 +1,4 @@
-"""The command line: `penstock serve | demo | predict | check | tune | doctor | models | key`. Parses, prints, calls.
+"""The command line: `penstock serve | demo | predict | check | tune | bench | doctor | models | key`. Calls others.
 
 What operators say to a running gateway stands in `gateway.admin.commands`.
 """
@@ -13,6 +13,7 @@ import typer
 
 from gateway import __version__, client, clients, config, screens, server
 from gateway.admin import commands
+from gateway.bench import options
 from gateway.errors import InvalidModel, InvalidSettings
 from gateway.terminal import EXIT_FAILED, err, fail, out
 
@@ -203,6 +204,7 @@ def key(name: Annotated[str, typer.Argument(help="Whose key it is; the metrics n
     typer.echo(table, nl=False)
 
 
+options.register(app)
 commands.register(app)
 
 

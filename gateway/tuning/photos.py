@@ -31,17 +31,17 @@ class Photo(NamedTuple):
     body: bytes
 
 
-def made_up() -> Photo:
+def made_up(width: int = WIDTH, height: int = HEIGHT) -> Photo:
     """A JPEG with smooth shapes, edges and grain, so that it costs what a photo costs. The same on every machine."""
     random = np.random.default_rng(0)
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
-    picture = np.zeros((HEIGHT, WIDTH, 3), np.float32) + 128
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    picture = np.zeros((height, width, 3), np.float32) + 128
     for _ in range(_BLOBS):
-        left, top, radius = random.uniform(0, WIDTH), random.uniform(0, HEIGHT), random.uniform(10, 90)
+        left, top, radius = random.uniform(0, width), random.uniform(0, height), random.uniform(10, 90)
         inside = np.hypot(x - left, y - top) < radius
         picture[inside] = 0.4 * picture[inside] + random.uniform(0, 150, 3)
     picture += 30 * np.sin(x / 37)[..., None] + 20 * np.cos(y / 23)[..., None]
-    picture += random.normal(0, _GRAIN, (HEIGHT, WIDTH, 1))
+    picture += random.normal(0, _GRAIN, (height, width, 1))
     out = io.BytesIO()
     Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=QUALITY)
     return Photo("a made-up photo", out.getvalue())
