@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 PROBE_SHARE = 0.25
 PROBE_S_MIN, PROBE_S_MAX = 1.0, 30.0
-"""A probe of the search takes this share of the run that confirms it, within these bounds."""
+"""A probe of the search takes this share of the run that confirms it, within these bounds; no longer than that run."""
 
 GLANCE_S = 1.0
 """A closed loop before the search, to know where to begin."""
@@ -167,16 +167,17 @@ class Runner:
 
         Raises: InvalidSettings, Unanswered.
         """
-        glance = await self._closed("a glance", Judge(()), CONNECTIONS_CLOSED, Extent(GLANCE_S))
+        glance_s = min(GLANCE_S, seconds)
+        glance = await self._closed("a glance", Judge(()), CONNECTIONS_CLOSED, Extent(glance_s))
         good = glance.count(OK)
         if not good:
             status = next(iter(glance.counts()), 0)
             raise Unanswered(f"{self._server.address.base} answers nothing with success; the first says {status}")
-        looked = RateSearch(max(good / GLANCE_S / 2, 1.0), rate_max=RATE_MAX)
+        looked = RateSearch(max(good / glance_s / 2, 1.0), rate_max=RATE_MAX)
         probes: list[Probe] = []
         outcome: Outcome | None = None
         while (step := looked.next()) is not None:
-            lasting = seconds if step.confirms else min(max(PROBE_SHARE * seconds, PROBE_S_MIN), PROBE_S_MAX)
+            lasting = seconds if step.confirms else min(max(PROBE_SHARE * seconds, PROBE_S_MIN), PROBE_S_MAX, seconds)
             words = f"{'confirming' if step.confirms else 'trying'} {step.rate:,.0f}/s"
             outcome = await self.run(words, step.rate, lasting)
             met = self._meets(outcome, confirms=step.confirms)

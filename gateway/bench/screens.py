@@ -24,7 +24,7 @@ class Live:
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"))
-        self.progress = Progress(*columns, console=console, transient=True)
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._row = self.progress.add_task("", words="", total=1.0)
         self._what = ""
         self._began_s = 0.0
