@@ -18,7 +18,7 @@ LOOK_S = 0.005
 
 CPU_SHARE_MAX = 0.85
 WAITED_SHARE_MAX = 0.10
-LATE_MS_MAX = 2.0
+LATE_MS_MAX = 1.0
 LATE_SHARE_MAX = 0.2
 """Of the p50 latency: being later than both this and LATE_MS_MAX spoils what was measured."""
 

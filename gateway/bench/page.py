@@ -139,9 +139,9 @@ def _plots(found: dict[str, Any]) -> list[str]:
     latencies = [Line(key[:3], [(span["at_s"], span[key]) for span in spans]) for key in ("p50_ms", "p99_ms")]
     ticks = Ticks(list(_PLACES.values()), list(_PLACES))
     plots = [
-        svg.lines("Latency percentiles", percentiles, x_name="percentile", y_name="ms", x_ticks=ticks),
+        svg.lines("Latency percentiles of good answers", percentiles, x_name="percentile", y_name="ms", x_ticks=ticks),
         svg.lines("Rate over time", rates, x_name="s", y_name="requests/s"),
-        svg.lines("Latency over time", latencies, x_name="s", y_name="ms"),
+        svg.lines("Latency of good answers over time", latencies, x_name="s", y_name="ms"),
     ]
     if found["search"] is not None:
         plots.append(_searched(found["search"]))
@@ -199,7 +199,7 @@ def _tables(found: dict[str, Any]) -> str:
         parts += ["<h2>The first failure of each kind</h2>", _table(["status", "its body begins"], shown, marked=1)]
     latency, sent = found["latency_ms"], found["latency_from_sent_ms"]
     rows = [[name, number(value), number(sent.get(name))] for name, value in latency.items()]
-    parts += ["<h2>Latency, ms</h2>", _table(["", "from when due", "from when sent"], rows)]
+    parts += ["<h2>Latency of good answers, ms</h2>", _table(["", "from when due", "from when sent"], rows)]
     if found["inside"] is not None:
         images = [[code, number(count)] for code, count in found["inside"]["images"].items()]
         parts += ["<h2>Images, by the server's own count</h2>", _table(["outcome", "count"], images)]

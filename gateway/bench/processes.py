@@ -38,12 +38,12 @@ def is_local(host: str) -> bool:
 
 def find(port: int, pids: Iterable[int] = ()) -> list[Process]:
     """The processes that listen on a TCP port, or `pids`, and all their descendants; ourselves left out."""
-    roots = sorted(pids) or _listeners(port)
     found: dict[int, Process] = {}
-    waiting = [pid for pid in roots if pid != os.getpid()]
+    waiting = sorted(pids) or _listeners(port)
     while waiting and len(found) < COUNT_MAX:
         pid = waiting.pop(0)
-        role = _role(pid)
+        # The server may be our parent: what it runs for itself is its own, what we do is not.
+        role = _role(pid) if pid != os.getpid() else None
         if pid not in found and role is not None:
             found[pid] = Process(pid, role)
             waiting += _children(pid)

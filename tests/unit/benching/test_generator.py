@@ -14,7 +14,7 @@ FINE = Own(lateness_p99_ms=0.5, loop_p99_ms=0.4, cpu_share=0.3, waited_share=0.0
 
 def test_one_that_was_not_the_limit_says_nothing():
     assert FINE.limits(10.0, 0) == []
-    assert FINE._replace(lateness_p99_ms=1.9).limits(0.5, 0) == [], "below what any loop is late"
+    assert FINE._replace(lateness_p99_ms=0.9).limits(0.5, 0) == [], "below what any loop is late"
     assert FINE._replace(lateness_p99_ms=19.0).limits(100.0, 0) == [], "little against what was measured"
 
 

@@ -40,6 +40,7 @@ def test_a_listener_and_its_child_are_found_with_what_they_are(server):
 def test_pids_may_be_named_and_we_are_never_among_them(server):
     _, _, child = server
     assert [one.pid for one in processes.find(0, [child])] == [child]
+    assert os.getpid() not in [one.pid for one in processes.find(0, [os.getppid()])]
     assert processes.find(0, [os.getpid()]) == []
     assert processes.find(1) == []
 
