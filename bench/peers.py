@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # else bench/gateway.py would hide the package `gateway`
 
 import argparse
+import signal
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -95,20 +96,26 @@ def main() -> int:
     if not peers:
         console.print("no peer is installed: python bench/peers.py --install all")
         return NOTHING_THERE
-    found = measuring.take(peers, plan(arguments), lambda text: console.print(text, style="dim"))
-    found.left_out.extend(missing)
-    standings = account.standings(found.pairs)
-    console.print(report.table(standings))
-    for one in found.left_out:
-        console.print(f"left out: {one.peer}, {one.where}: {one.reason}", markup=False)
     setting = {
         "decoding_of_peers": arguments.decoding,
         "versions": {peer.name: installing.version(peer) for peer in peers},
         "settings": {peer.name: peer.settings for peer in peers},
     }
+
+    def keep(found: measuring.Found) -> Path:
+        return rig.save("peers", report.document(found, account.standings(found.pairs), setting))
+
+    # As Ctrl-C: the servers' blocks end them on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    found = measuring.take(peers, plan(arguments), lambda text: console.print(text, style="dim"), keep)
+    found.left_out.extend(missing)
+    standings = account.standings(found.pairs)
+    console.print(report.table(standings))
+    for one in found.left_out:
+        console.print(f"left out: {one.peer}, {one.where}: {one.reason}", markup=False)
     drawn = report.draw(standings, rig.ROOT / "bench" / "out")
     print("pictures:", *drawn)
-    print("raw results:", rig.save("peers", report.document(found, standings, setting)))
+    print("raw results:", keep(found))
     for model, suffix in ((measuring.NULL, ""), (measuring.REAL, "_efficientnet")):
         for name, value in account.figures(standings, model).items():
             rig.figure(name + suffix, value, "rows" if name.startswith("peer_rows") else "ratio")

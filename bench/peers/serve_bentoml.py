@@ -12,7 +12,7 @@ from work import CORES, PORT, Work
 
 # One worker per core, no limit on concurrency (its default), no line per request. Without its batcher: on a CPU
 # a batch costs as much as its images, and the batcher's window would only delay them.
-# Source: BentoML, "Parallelize requests handling", "Adaptive batching" and "Configurations".
+# Source: BentoML, "Workers", "Concurrency" and "Configurations", https://docs.bentoml.com/en/latest/guides/workers.html
 @bentoml.service(
     workers=CORES,
     traffic={"timeout": 60},

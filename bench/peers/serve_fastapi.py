@@ -20,7 +20,7 @@ async def predict(request: Request) -> Response:
 
 
 if __name__ == "__main__":
-    # One process per core, uvloop and httptools, no line per request. Source: uvicorn, "Deployment" and "Settings".
+    # One process per core, uvloop and httptools, no line per request. Source: uvicorn, https://www.uvicorn.org/settings
     uvicorn.run(
         "serve_fastapi:app",
         host="127.0.0.1",

@@ -32,14 +32,14 @@ class Server(BaseApplication):
     def load_config(self) -> None:
         settings = {
             "bind": f"127.0.0.1:{PORT}",
-            # (2 x cores) + 1 workers is where to begin. Source: gunicorn, "Design", "How many workers?".
+            # (2 x cores) + 1 workers is where to begin. Source: gunicorn, "Design", https://docs.gunicorn.org/en/latest/design.html
             "workers": 2 * CORES + 1,
-            # The sync worker knows no keep-alive; the threaded one is what gunicorn has for it. Source: "Design".
+            # The sync worker knows no keep-alive; the threaded one is what gunicorn has for it. Source: as above.
             # One thread: the work is CPU, more would only wait for each other.
             "worker_class": "gthread",
             "threads": 1,
             "keepalive": 75,
-            # A heartbeat file on a disk can block a worker. Source: gunicorn, "FAQ", "Blocking os.fchmod".
+            # A heartbeat file on a disk can block a worker. Source: gunicorn, "FAQ", https://gunicorn.org/faq
             "worker_tmp_dir": "/dev/shm",
             "loglevel": "warning",
         }

@@ -37,7 +37,8 @@ Predict.decode_request.__annotations__["request"] = Annotated[bytes, Body()]
 
 if __name__ == "__main__":
     # `fast_queue` is for more than 100 requests/s; a batch takes what waits and waits for nothing.
-    # Source: LitServe, LitServer's docstring (fast_queue, num_api_servers) and "Batching" (batch_timeout).
+    # Source: LitServe, LitServer's docstring (fast_queue, num_api_servers) and "Batching",
+    # https://lightning.ai/docs/litserve/features/batching (batch_timeout)
     api = Predict(max_batch_size=8, batch_timeout=0.0)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=CORES, fast_queue=True, timeout=60)
     server.run(

@@ -27,7 +27,7 @@ class Predict(Worker):
 
 if __name__ == "__main__":
     # Batches save frames between front and worker; 1 ms is the shortest wait that it takes, and 8 images fill it.
-    # Source: mosec, Server.append_worker (0 would mean the command line's 10 ms), and its FAQ on `max_batch_size`.
+    # Source: mosec, docstring of Server.append_worker (0 would mean the command line's 10 ms).
     sys.argv[1:] = ["--address", "127.0.0.1", "--port", str(PORT), "--log-level", "warning", "--capacity", "4096"]
     server = Server()
     server.append_worker(Predict, num=CORES, max_batch_size=8, max_wait_time=1, timeout=30)

@@ -7,7 +7,8 @@ import signal
 import tempfile
 
 # Its own switch for rates like these. HAProxy in front, its other one, listens on every interface: not in a bench.
-# Source: Ray Serve, "Performance Tuning" and ray.serve._private.constants (2.60).
+# Source: ray.serve._private.constants (2.60), and Ray's "Enable High Throughput on Ray Serve with KubeRay",
+# https://docs.ray.io/en/master/cluster/kubernetes/user-guides/kuberay-serve-high-throughput.html
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

@@ -40,7 +40,8 @@ if __name__ == "__main__":
     )
     with Triton(config=config) as triton:
         # A dynamic batcher without delay, and one instance per core.
-        # Source: Triton, "Batchers" (recommended process); PyTriton, "Binding Model" (multiple model instances).
+        # Source: Triton, "Batchers", https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/batcher.html
+        # and PyTriton, https://triton-inference-server.github.io/pytriton/latest/binding_models
         triton.bind(
             model_name="photos",
             infer_func=[function() for _ in range(CORES)],

@@ -79,7 +79,8 @@ def _session(path: Path):  # noqa: ANN202 - ONNX Runtime has no types
 
     options = onnxruntime.SessionOptions()
     # One process per core, each with one thread: threads of several on one core would only displace each other.
-    # Source: ONNX Runtime's "Thread management": 1 runs everything in the caller's thread.
+    # On given cores the number has to be said, or it takes the machine's.
+    # Source: ONNX Runtime, "Thread management", https://onnxruntime.ai/docs/performance/tune-performance/threading.html
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -95,8 +95,10 @@ def _prepare(source: Path, target: Path, *, plain: bool) -> Path:
     return target
 
 
-def take(peers: Sequence[Peer], plan: Plan, say: Callable[[str], None]) -> Found:
+def take(peers: Sequence[Peer], plan: Plan, say: Callable[[str], None], keep: Callable[[Found], None]) -> Found:
     """Every row against every peer, round by round. A peer that fails is named and skipped there, never silently.
+
+    `keep` gets what was found so far after each peer: a run of hours may be cut short.
 
     Raises:
         PeerFailed: our own gateway failed.
@@ -117,6 +119,7 @@ def take(peers: Sequence[Peer], plan: Plan, say: Callable[[str], None]) -> Found
                         where = f"{workload.name}, {count} core{'s'[: count > 1]}, round {number + 1}"
                         say(f"{peer.name}: {where}")
                         _against(peer, workload, placed(available, count), plan, number, found, where)
+                        keep(found)
     return found
 
 
@@ -171,9 +174,9 @@ def reading(
     os.sched_setaffinity(0, generator)
     try:
         uvloop.run(loop.closed(server.port, request, connections, plan.warmup_s))
-        before = trees.footprint(server.mark)
+        before = trees.cpu_ns(server.mark)
         result = uvloop.run(loop.closed(server.port, request, connections, plan.seconds))
-        after = trees.footprint(server.mark)
+        after = trees.cpu_ns(server.mark)
     except (OSError, TimeoutError) as error:
         raise failure(f"{connections} connections: {type(error).__name__} {error}") from error
     finally:
@@ -185,5 +188,5 @@ def reading(
         result.percentile(50),
         result.percentile(99),
         trees.spent_ns(before, after) / result.answered / 1e3,
-        after.pss / 2**20,
+        trees.pss(server.mark) / 2**20,
     )

@@ -12,20 +12,12 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from bench import rig
 
 MARK = "PEER_MARK"
 _END_TIMEOUT_S = 20.0
 _POLL_S = 0.05
-
-
-class Footprint(NamedTuple):
-    """CPU time used so far in ns by pid, and proportional set size in bytes, of all processes."""
-
-    cpu_ns: dict[int, int]
-    pss: int
 
 
 def marked(mark: str) -> list[int]:
@@ -40,20 +32,27 @@ def marked(mark: str) -> list[int]:
     return sorted(found)
 
 
-def footprint(mark: str) -> Footprint:
-    """What they have used."""
-    cpu: dict[int, int] = {}
-    pss = 0
+def cpu_ns(mark: str) -> dict[int, int]:
+    """CPU time that each of them has used so far, in ns, by pid."""
+    found: dict[int, int] = {}
     for pid in marked(mark):
         with contextlib.suppress(OSError):
-            cpu[pid] = rig.cpu_ns(pid)
-            pss += _pss(pid)
-    return Footprint(cpu, pss)
+            found[pid] = rig.cpu_ns(pid)
+    return found
 
 
-def spent_ns(before: Footprint, after: Footprint) -> int:
+def spent_ns(before: dict[int, int], after: dict[int, int]) -> int:
     """CPU time between two looks: of those that were there at both, and all of those that came since."""
-    return sum(used - before.cpu_ns.get(pid, 0) for pid, used in after.cpu_ns.items())
+    return sum(used - before.get(pid, 0) for pid, used in after.items())
+
+
+def pss(mark: str) -> int:
+    """Proportional set size of all of them together, in bytes: shared pages count once."""
+    found = 0
+    for pid in marked(mark):
+        with contextlib.suppress(OSError):
+            found += _pss(pid)
+    return found
 
 
 def end(mark: str) -> None:

@@ -13,7 +13,6 @@ from bench import peers, rig
 from bench.peers_lab import account, catalogue, installing, loop, measuring, report, serving, trees
 from bench.peers_lab.account import Pair, Reading, Row
 from bench.peers_lab.catalogue import BY_NAME, OURS, PEERS
-from bench.peers_lab.trees import Footprint
 
 ROW, OTHER = Row("null", 1, "224x224", 1), Row("null", 1, "224x224", 32)
 
@@ -68,7 +67,7 @@ def test_a_model_without_rows_has_no_figures():
 
 
 def test_cpu_time_of_a_process_that_came_in_between_counts_whole():
-    before, after = Footprint({1: 100, 2: 50}, 0), Footprint({1: 160, 3: 7}, 0)
+    before, after = {1: 100, 2: 50}, {1: 160, 3: 7}
 
     assert trees.spent_ns(before, after) == 67
 
@@ -96,6 +95,7 @@ def test_triton_gets_the_photo_as_one_binary_element_and_its_answer_is_found_beh
     assert catalogue.top_of_triton(b'{"outputs":[]}\x2e\0\0\0{"prediction":[{"index":7}]}') == 7
 
 
+@pytest.mark.slow
 def test_what_cannot_be_installed_is_named_with_its_reason(monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setattr(catalogue, "VENVS", tmp_path)
@@ -145,11 +145,13 @@ def plan():
 @pytest.mark.slow
 def test_against_itself_every_row_is_read_and_the_figures_are_near_one(plan, tmp_path):
     itself = OURS._replace(name="itself")
+    kept = []
 
-    found = measuring.take([itself], plan, lambda _: None)
+    found = measuring.take([itself], plan, lambda _: None, kept.append)
     standings = account.standings(found.pairs)
 
     assert found.left_out == []
+    assert kept == [found]
     assert [(one.row.connections, one.peer) for one in standings] == [(1, "itself"), (4, "itself")]
     # Three processes of Python with NumPy: a tree of which one were overlooked would be far below.
     assert all(30 < side.pss_mib < 1000 for one in standings for side in (one.ours, one.theirs))
@@ -171,7 +173,9 @@ def test_a_peer_that_fails_is_left_out_with_its_reason_and_the_rest_goes_on(name
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     failing = _at(tmp_path, script)
 
-    found = measuring.take([failing, OURS._replace(name="itself")], plan._replace(connections=[1]), lambda _: None)
+    found = measuring.take(
+        [failing, OURS._replace(name="itself")], plan._replace(connections=[1]), lambda _: None, lambda _: None
+    )
 
     assert [(one.peer, one.reason) for one in found.left_out] == [("failing", reason)]
     assert [one.peer for one in found.pairs] == ["itself"]
