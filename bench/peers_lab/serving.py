@@ -125,6 +125,9 @@ def _environ(peer: Peer, workload: Workload, port: int, cores: int, mark: str, f
         "PEER_PORT": str(port),
         "PEER_CORES": str(cores),
         "PEER_TMP": folder,
+        # What they leave behind goes with the folder: PyTriton copies its server for each start.
+        "TMPDIR": folder,
+        "PYTRITON_HOME": folder,
         # Libraries that would otherwise start a thread per core of the machine beside the process per core.
         "OMP_NUM_THREADS": "1",
         "BENTOML_DO_NOT_TRACK": "True",
