@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.scheduling import refusals
+from gateway.scheduling.shares import Rivals
 from gateway.scheduling.ticket import Priority
 
 if TYPE_CHECKING:
@@ -49,14 +50,13 @@ class Promise(NamedTuple):
 class Admission:
     """The decision, and the review that keeps its figures current."""
 
-    __slots__ = ("_feeder", "_lines", "_passed", "_plan", "_review_ns", "_workers", "draining")
+    __slots__ = ("_feeder", "_lines", "_passed", "_plan", "_workers", "draining")
 
     def __init__(self, lines: Sequence[Line], workers: Sequence[WorkerState], feeder: Feeder, plan: Plan) -> None:
         self._lines = lines
         self._workers = workers
         self._feeder = feeder
         self._plan = plan
-        self._review_ns = 0
         self._passed = Promise(0, 0, (), 0, 0)
         self.draining = False
 
@@ -88,8 +88,8 @@ class Admission:
         if priority == _BATCH:
             client = None  # Dates are for the real-time class.
         profile = self._serving(line, now_ns)
-        if now_ns >= self._review_ns:
-            self.review(now_ns)
+        if now_ns >= line.review_ns:
+            self.review(now_ns, line)
         budget_ns = deadline_ns - now_ns
         margin_ns = line.pace.margin_ns(budget_ns)
         needed_ns = cost_ns // count + profile.leads_ns[profile.sizes[0]] + profile.by_count[1] + margin_ns
@@ -175,7 +175,7 @@ class Admission:
         not count.
         """
         if priority != _BATCH and line.pace.offered(count, now_ns) and len(self._lines) > 1:
-            self.review(now_ns)  # one more model that shares the workers
+            self.review(now_ns, line)  # one more model that shares the workers
 
     @staticmethod
     def _refused(line: Line, priority: int, now_ns: int, refusal: errors.Refusal) -> errors.Refusal:
@@ -185,16 +185,19 @@ class Admission:
 
     # -- review --------------------------------------------------------------------------------------------------
 
-    def review(self, now_ns: int) -> None:
-        """Let every line's share, batch size and inflation follow what was measured."""
-        self._review_ns = now_ns + REVIEW_NS
-        for line in self._lines:
+    def review(self, now_ns: int, asked: Line | None = None) -> None:
+        """Let shares, batch sizes and inflation follow what was measured: of every line; with `asked` only of that one
+        and of those that have, or lately had, something to do. The others are looked at when somebody asks for them.
+        """
+        lines = self._lines
+        if asked is not None:
+            lines = [line for line in lines if line is asked or line.dues or line.pace.is_active(now_ns)]
+        for line in lines:
+            line.review_ns = now_ns + REVIEW_NS
             self._look(line)
-        active = [
-            line for line in self._lines if line.serving and line.profile is not None and line.pace.is_active(now_ns)
-        ]
-        demands = {line.index: line.pace.demand_ns(line.profile, now_ns) for line in active if line.profile is not None}
-        for line in self._lines:
+        active = {line.index for line in lines if self._is_active(line, now_ns)}
+        companies: dict[int, Rivals] = {}
+        for line in lines:
             profile = line.profile
             if profile is None:
                 continue
@@ -203,23 +206,27 @@ class Admission:
                 if line.index in worker.profiles:
                     worker.profiles[line.index].refresh(now_ns, line.pace.inflation)
             # Whoever has workers of its own takes nothing from the others.
-            rivals = [other for other in self._plan.company(line) if other in active]
-            others = [other for other in rivals if other is not line]
-            weights = sum(other.weight for other in rivals)
-            share = line.weight / weights if line in rivals else 1.0
-            room_ns = line.worker_count * line.deadline_ns
-            taken_ns = sum(min(demands[other.index], other.weight / weights * room_ns) for other in others)
+            rivals = companies.get(line.index)
+            if rivals is None:
+                company = self._plan.company(line)
+                rivals = Rivals((other for other in company if other.index in active), now_ns)
+                companies.update((other.index, rivals) for other in company)
             size = line.pace.plan(
                 profile,
-                share=share,
+                share=rivals.share(line),
                 active_count=len(rivals),
-                taken_ns=int(taken_ns),
-                longest_ns=max((other.batch_ns for other in others), default=0),
+                taken_ns=rivals.taken_ns(line, line.worker_count * line.deadline_ns),
+                longest_ns=rivals.longest_ns(line),
                 worker_count=line.worker_count,
                 now_ns=now_ns,
             )
             self._resize(line, size, now_ns)
         self._plan.changed()
+
+    @staticmethod
+    def _is_active(line: Line, now_ns: int) -> bool:
+        """Whether a line is asked for, and is served."""
+        return line.serving and line.profile is not None and line.pace.is_active(now_ns)
 
     def _resize(self, line: Line, size: int, now_ns: int) -> None:
         """Plan with another batch size, unless that breaks a promise: then later."""

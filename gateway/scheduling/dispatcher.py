@@ -33,18 +33,20 @@ HOLD_NS = 2_000_000
 
 
 class Dispatcher:
-    """`on_late` is called with each ticket that can no longer be answered in time; it takes it out of its line."""
+    """`busy`: the lines of which images wait, by index. `on_late` is called with each ticket that can no longer be
+    answered in time; it takes it out of its line.
+    """
 
-    __slots__ = ("_lines", "_number", "_on_late", "_plan", "_workers", "wake_ns")
+    __slots__ = ("_busy", "_number", "_on_late", "_plan", "_workers", "wake_ns")
 
     def __init__(
         self,
-        lines: Sequence[Line],
+        busy: Sequence[Line],
         workers: Sequence[WorkerState],
         plan: Plan,
         on_late: Callable[[Ticket], None],
     ) -> None:
-        self._lines = lines
+        self._busy = busy
         self._workers = workers
         self._plan = plan
         self._on_late = on_late
@@ -62,7 +64,7 @@ class Dispatcher:
 
     def _next(self, now_ns: int) -> RunBatch | None:
         suspects = waiting = False
-        for line in self._lines:
+        for line in self._busy:
             if line.suspects:
                 suspects = True
             elif line.ready or line.ready_batch:
@@ -73,7 +75,7 @@ class Dispatcher:
             if suspects:
                 if (run := self._next_suspect(worker, now_ns)) is not None:
                     return run
-                if worker.batches and any(line.suspects for line in self._lines if line.index in worker.profiles):
+                if worker.batches and any(line.suspects for line in self._busy if line.index in worker.profiles):
                     continue  # with a batch staged it would never be idle
             run = self._next_for(worker, now_ns)
             if run is not None:
@@ -84,7 +86,7 @@ class Dispatcher:
         """An idle worker takes whoever was there when another died, alone, before anybody else."""
         if worker.batches:
             return None
-        for line in self._lines:
+        for line in tuple(self._busy):
             profile = worker.profiles.get(line.index)
             while profile is not None and (ticket := line.suspects.peek()) is not None:
                 start_ns = _start_ns(worker, profile, profile.sizes[0], now_ns)
@@ -112,7 +114,7 @@ class Dispatcher:
 
     def _staging_from_ns(self, worker: WorkerState) -> int:
         """From when on a busy worker may be given any second batch."""
-        leads_ns = [line.lead_ns for line in self._lines if line.ready_count and line.index in worker.profiles]
+        leads_ns = [line.lead_ns for line in self._busy if line.ready_count and line.index in worker.profiles]
         return placement.staging_from_ns(worker, max(leads_ns, default=0))
 
     def _choices(self, worker: WorkerState, staging_ns: int, now_ns: int) -> list[Choice]:
@@ -122,7 +124,7 @@ class Dispatcher:
         """
         early = now_ns < staging_ns
         choices: list[Choice] = []
-        for line in self._lines:
+        for line in tuple(self._busy):  # whose last image is late is busy no more
             profile = worker.profiles.get(line.index)
             if profile is None or not line.ready_count:
                 continue
@@ -190,9 +192,9 @@ class Dispatcher:
     def _in_order(self, line: Line, tickets: list[Ticket]) -> bool:
         """Whether these are just what the plan runs next."""
         count = len(tickets)
-        if sum(len(other.dues) for other in self._lines) == count:
+        if sum(len(other.dues) for other in self._busy) == count:
             return True
-        if count < line.pace.size or any(other.dues for other in self._lines if other is not line):
+        if count < line.pace.size or any(other is not line for other in self._busy):
             return False
         return [ticket.due_ns for ticket in tickets] == line.dues[:count]
 

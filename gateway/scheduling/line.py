@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import operator
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.scheduling.pace import NO_QUOTA, Pace
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.scheduling.profile import Profile
+
+
+_INDEX = operator.attrgetter("index")
 
 
 class Batching(NamedTuple):
@@ -41,6 +45,7 @@ class Line:
         "arena",
         "awaited",
         "batch_count",
+        "busy",
         "closed",
         "deadline_ns",
         "dues",
@@ -54,6 +59,7 @@ class Line:
         "ready",
         "ready_batch",
         "returns",
+        "review_ns",
         "serving",
         "size_end",
         "small",
@@ -103,6 +109,10 @@ class Line:
         """Those that were there when a worker died; each of them runs alone."""
         self.dues: list[int] = []
         """When each image in WAITING, FILLING or QUEUED is to be done, margin kept back; ascending."""
+        self.busy: list[Line] = []
+        """All lines of the core of which images wait (`dues`), by index; this one is put in and taken out here. What is
+        done for each request looks at these only: models that nobody asks for cost nothing.
+        """
         self.batch_count = 0
         """Of those, how many are of the batch class."""
         self.awaited = True
@@ -111,6 +121,8 @@ class Line:
         """Whether it takes nothing new: another version has its place, or it is being unloaded."""
         self.size_end: int | None = None
         """The smallest batch that did not fit in a device's memory; batches stay below."""
+        self.review_ns = 0
+        """When its share, batch size and inflation are to follow again what was measured, if somebody asks for it."""
         self.serving = False
         """Whether a request would be served: by a worker and a decoder that are up, or expected back."""
         self.window_from_ns = 0
@@ -157,7 +169,10 @@ class Line:
     def promise(self, ticket: Ticket) -> None:
         """It is to be done by its `due_ns`: from now on the plan counts with it."""
         dues = self.dues
-        if not dues or ticket.due_ns >= dues[-1]:
+        if not dues:
+            dues.append(ticket.due_ns)
+            bisect.insort(self.busy, self, key=_INDEX)
+        elif ticket.due_ns >= dues[-1]:
             dues.append(ticket.due_ns)
         else:
             bisect.insort(dues, ticket.due_ns)
@@ -169,6 +184,8 @@ class Line:
         place = 0 if dues[0] == ticket.due_ns else bisect.bisect_left(dues, ticket.due_ns)
         assert dues[place] == ticket.due_ns
         del dues[place]
+        if not dues:
+            self.busy.remove(self)
         self.batch_count -= ticket.priority
 
     def queue_of(self, ticket: Ticket) -> TicketQueue:

@@ -15,7 +15,7 @@ import operator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from gateway.scheduling.line import Line
     from gateway.scheduling.placement import WorkerState
@@ -89,12 +89,16 @@ class _Starts:
 
 
 class Plan:
-    """All lines on all workers. Whoever changes when a worker is free, or what a batch costs, calls `changed`."""
+    """All lines on all workers; `busy`: those of which images wait, by index.
 
-    __slots__ = ("_lines", "_starts", "_workers", "version")
+    Whoever changes when a worker is free, or what a batch costs, calls `changed`.
+    """
 
-    def __init__(self, lines: Sequence[Line], workers: Sequence[WorkerState]) -> None:
+    __slots__ = ("_busy", "_lines", "_starts", "_workers", "version")
+
+    def __init__(self, lines: Sequence[Line], workers: Sequence[WorkerState], busy: Sequence[Line]) -> None:
         self._lines = lines
+        self._busy = busy
         self._workers = workers
         self.version = 0
         self._starts: dict[int, _Starts] = {}
@@ -118,12 +122,13 @@ class Plan:
         """
         if len(line.dues) < FEW_BATCHES * line.pace.size and self._has_room(line, due_ns, count, max(ready_ns, now_ns)):
             return 0
-        for waiting in self._lines:
-            if waiting.dues and waiting is not line:
-                company = self.company(line)
-                if any(other.dues and other is not line for other in company):
-                    return self._together_ns(now_ns, company, line, due_ns, count, ready_ns)
-                break
+        busy = self._busy
+        if len(busy) > 1 or (busy and busy[0] is not line):
+            company = self._busy_company(line)
+            if any(other is not line for other in company):
+                if not line.dues:
+                    company.append(line)
+                return self._together_ns(now_ns, company, line, due_ns, count, ready_ns)
         return self._alone_ns(line, due_ns, count, ready_ns, now_ns, growing=growing)
 
     def _has_room(self, line: Line, due_ns: int, count: int, now_ns: int) -> bool:
@@ -136,12 +141,10 @@ class Plan:
         else:
             return False
         work_ns = lead_ns = 0
-        for other in self._lines:
+        for other in self._busy if line.dues else (*self._busy, line):
             waiting = len(other.dues)
             if other is line:
                 waiting += count
-            elif not waiting:
-                continue
             if other.dues and other.dues[0] < due_ns:
                 due_ns = other.dues[0]
             if other.profile is None or other.index not in worker.profiles or not other.alike:
@@ -154,6 +157,19 @@ class Plan:
         """The lines, itself among them, that share workers, or share them with one that does: whatever is promised to
         one of them can be in the way of the others. What becomes of any other line is nothing to them.
         """
+        members = self._members(line)
+        return [other for other in self._lines if other.index in members]
+
+    def _busy_company(self, line: Line) -> list[Line]:
+        """Of the line's company those of which images wait."""
+        busy = self._busy
+        if len(busy) == 1 and busy[0] is line:
+            return [line]
+        members = self._members(line)
+        return [other for other in busy if other.index in members]
+
+    def _members(self, line: Line) -> set[int]:
+        """The company, by index."""
         members = {line.index}
         grown = len(self._lines) > 1
         while grown:
@@ -163,13 +179,13 @@ class Plan:
                 if not models <= members and not members.isdisjoint(models):
                     members |= models
                     grown = len(members) < len(self._lines)
-        return [other for other in self._lines if other.index in members]
+        return members
 
     def slack_ns(self, now_ns: int, line: Line) -> int:
         """How much later everything in the line's company could start with no promise broken; negative: how late the
         worst one will be.
         """
-        return -self._together_ns(now_ns, self.company(line))
+        return -self._together_ns(now_ns, self._busy_company(line))
 
     def crowds(self, now_ns: int, line: Line) -> bool:
         """Whether real-time images that come as they lately did would find no room: the batch class of the line, and
@@ -195,6 +211,7 @@ class Plan:
 
     def _alone_ns(self, line: Line, due_ns: int, count: int, ready_ns: int, now_ns: int, *, growing: bool) -> int:
         """`lateness_ns` where nothing else waits: only batches from the newcomers' on can change."""
+        sent_ns, decoded_ns = now_ns, ready_ns
         # Here a batch that is sent now, or is decoded then, starts when the device can begin with it.
         now_ns += line.lead_ns
         ready_ns += line.lead_ns
@@ -233,6 +250,9 @@ class Plan:
         if behind <= last:
             start_ns = max(now_ns, starts.starts_ns[last] + moved_ns)
             worst_ns = max(worst_ns, start_ns + starts.by_counts[last][total - last * size] - dues[last * size - count])
+        if delay_ns and not line.alike:
+            # Whoever waits for them may find another worker free first, a slower one, than the kept starts say.
+            worst_ns = max(worst_ns, self._together_ns(sent_ns, [line], line, due_ns, count, decoded_ns))
         return worst_ns
 
     def _starts_of(self, line: Line, count: int, now_ns: int) -> _Starts:
@@ -252,7 +272,7 @@ class Plan:
     def _together_ns(
         self,
         now_ns: int,
-        lines: Iterable[Line],
+        lines: Sequence[Line],
         line: Line | None = None,
         due_ns: int = 0,
         count: int = 0,
@@ -275,17 +295,21 @@ class Plan:
                     fresh = head < place + more and head + held > place
                     chunks.append((head_ns, other.index, held, fresh))
         chunks.sort(key=_BY_DUE)
-        return self._lateness_of(chunks, ready_ns, now_ns)
+        return self._lateness_of(chunks, {other.index: other.lead_ns for other in lines}, ready_ns, now_ns)
 
-    def _lateness_of(self, chunks: list[tuple[int, int, int, bool]], ready_ns: int, now_ns: int) -> int:
-        """Put batches (due, model, images, holds newcomers) on workers in this order; the worst lateness."""
+    def _lateness_of(
+        self, chunks: list[tuple[int, int, int, bool]], leads_ns: Mapping[int, int], ready_ns: int, now_ns: int
+    ) -> int:
+        """Put batches (due, model, images, holds newcomers) on workers in this order; the worst lateness.
+
+        `leads_ns`: of each model.
+        """
         if not chunks:
             return -NEVER_NS
         able = [worker for worker in self._workers if worker.is_expected]
         heap = [(max(now_ns, worker.expected_free_ns(now_ns)), worker.index) for worker in able]
         heapq.heapify(heap)
         profiles = {worker.index: worker.profiles for worker in able}
-        leads_ns = {line.index: line.lead_ns for line in self._lines}
         sendable_ns = {worker.index: worker.sendable_ns(now_ns) for worker in able} if any(leads_ns.values()) else {}
         worst_ns = -NEVER_NS
         for head_ns, model, held, fresh in chunks:

@@ -26,13 +26,16 @@ class Roster:
         "_next_index",
         "_restarts_max",
         "_restarts_window_ns",
+        "busy",
         "lines",
         "retiring_count",
         "workers",
     )
 
     def __init__(self, lines: Iterable[Line], *, restarts_max: int, restarts_window_ns: int) -> None:
-        self.lines = list(lines)
+        self.busy: list[Line] = []
+        """The lines of which images wait, by index; they keep it themselves."""
+        self.lines: list[Line] = []
         self.workers: list[WorkerState] = []
         self.retiring_count = 0
         """Workers that are on their way out."""
@@ -40,6 +43,8 @@ class Roster:
         self._next_index = 0
         self._restarts_max = restarts_max
         self._restarts_window_ns = restarts_window_ns
+        for line in lines:
+            self.add_line(line)
 
     def worker(self, index: int) -> WorkerState:
         """One that was added and is not gone. Raises LookupError."""
@@ -50,6 +55,9 @@ class Roster:
     def add_line(self, line: Line) -> None:
         """From now on there is this model; it is served once a worker has it."""
         assert not self.lines or line.index > self.lines[-1].index
+        line.busy = self.busy
+        if line.dues:
+            self.busy.append(line)
         self.lines.append(line)
 
     @staticmethod

@@ -91,9 +91,9 @@ class Scheduler:
             build_timeout_ns=build_timeout_ns,
             owing_ns_min=min(decoder_hang_ns, HANG_NS_MIN),
         )
-        self._plan = Plan(self.lines, self.workers)
+        self._plan = Plan(self.lines, self.workers, self._roster.busy)
         self._ledger = Ledger(self.feeder)
-        self._dispatcher = Dispatcher(self.lines, self.workers, self._plan, self._ledger.give_up)
+        self._dispatcher = Dispatcher(self._roster.busy, self.workers, self._plan, self._ledger.give_up)
         self._admission = Admission(self.lines, self.workers, self.feeder, self._plan)
         self._crew = crew = Crew(self._roster, self._ledger, self._plan, self._watch, at=self._at, review=self._review)
         self.blame = crew.blame
@@ -352,7 +352,7 @@ class Scheduler:
         self._look(now_ns)
         effects += self._dispatcher.dispatch(now_ns)
         # After the batches: a head that was too late for one has just given its slot back.
-        effects += self.feeder.feed(self.lines, now_ns)
+        effects += self.feeder.feed(self._roster.busy, now_ns)
         if self._roster.retiring_count:
             self._look(now_ns)  # that head may have been all that a retired worker was kept for
         if effects:

@@ -77,7 +77,16 @@ def floors(
     for each in made:
         able = [one.profiles[each.index] for one in workers if each.index in one.profiles]
         each.profile = max(able, key=lambda shape: shape.by_count[-1], default=each.profile)
+        each.alike = all(shape is each.profile for shape in able)
     return made, workers
+
+
+def planned(all_lines: list[Line], workers: list[WorkerState]) -> Plan:
+    """A plan of them all; from now on the lines keep what it knows of who waits."""
+    busy = [each for each in all_lines if each.dues]
+    for each in all_lines:
+        each.busy = busy
+    return Plan(all_lines, workers, busy)
 
 
 class Newcomers:
@@ -142,8 +151,8 @@ def test_slack_is_what_the_naive_plan_has(floor):
     all_lines, workers = floor
     for each in all_lines:
         company = companions(each, all_lines, workers)
-        assert Plan(*floor).company(each) == company
-        assert -Plan(*floor).slack_ns(NOW, each) == worst(naive(company, workers, NOW))
+        assert planned(*floor).company(each) == company
+        assert -planned(*floor).slack_ns(NOW, each) == worst(naive(company, workers, NOW))
 
 
 @quick
@@ -153,7 +162,7 @@ def test_models_together_are_planned_naively(floor, due_ms: int, count: int, rea
     new = Newcomers(all_lines[0], NOW + due_ms * MS, count, NOW + ready_ms * MS)
 
     for company in (all_lines, companions(new.line, all_lines, workers)):
-        planned_ns = Plan(*floor)._together_ns(NOW, company, new.line, new.due_ns, new.count, new.ready_ns)
+        planned_ns = planned(*floor)._together_ns(NOW, company, new.line, new.due_ns, new.count, new.ready_ns)
         assert planned_ns == worst(naive(company, workers, NOW, new))
 
 
@@ -162,7 +171,7 @@ def test_models_together_are_planned_naively(floor, due_ms: int, count: int, rea
 def test_a_model_alone_is_planned_naively_from_the_newcomers_on(floor, due_ms: int, count: int):
     new = Newcomers(floor[0][0], NOW + due_ms * MS, count, NOW)
 
-    planned_ns = Plan(*floor)._alone_ns(new.line, new.due_ns, count, NOW, NOW, growing=False)
+    planned_ns = planned(*floor)._alone_ns(new.line, new.due_ns, count, NOW, NOW, growing=False)
     assert planned_ns == worst(naive(*floor, NOW, new), from_newcomers=True)
 
 
@@ -173,7 +182,7 @@ def test_a_model_alone_is_planned_no_bolder_behind_newcomers_that_are_not_decode
 ):
     new = Newcomers(floor[0][0], NOW + due_ms * MS, count, NOW + ready_ms * MS)
 
-    planned_ns = Plan(*floor)._alone_ns(new.line, new.due_ns, count, new.ready_ns, NOW, growing=False)
+    planned_ns = planned(*floor)._alone_ns(new.line, new.due_ns, count, new.ready_ns, NOW, growing=False)
     assert planned_ns >= worst(naive(*floor, NOW, new), from_newcomers=True)
 
 
@@ -181,10 +190,10 @@ def test_a_model_alone_is_planned_no_bolder_behind_newcomers_that_are_not_decode
 @given(floors(models=1), soon, counts, st.integers(0, 500))
 def test_what_may_come_makes_the_plan_more_careful_only(floor, due_ms: int, count: int, offered: int):
     new = Newcomers(floor[0][0], NOW + due_ms * MS, count, NOW)
-    exact_ns = Plan(*floor)._alone_ns(new.line, new.due_ns, count, NOW, NOW, growing=False)
+    exact_ns = planned(*floor)._alone_ns(new.line, new.due_ns, count, NOW, NOW, growing=False)
     new.line.pace.offered(offered, NOW)
 
-    plan = Plan(*floor)
+    plan = planned(*floor)
     assert plan._alone_ns(new.line, new.due_ns, count, NOW, NOW, growing=True) >= exact_ns
     assert plan._alone_ns(new.line, new.due_ns, count, NOW, NOW, growing=False) == exact_ns
 
@@ -193,7 +202,7 @@ def test_what_may_come_makes_the_plan_more_careful_only(floor, due_ms: int, coun
 @given(floors(models=2, dues=loose), late, counts, st.integers(-20, 40))
 def test_room_is_never_seen_where_there_is_none(floor, due_ms: int, count: int, ready_ms: int):
     new = Newcomers(floor[0][0], NOW + due_ms * MS, count, max(NOW, NOW + ready_ms * MS))
-    assume(Plan(*floor)._has_room(new.line, new.due_ns, count, new.ready_ns))
+    assume(planned(*floor)._has_room(new.line, new.due_ns, count, new.ready_ns))
 
     assert worst(naive(*floor, NOW, new)) <= 0
 
@@ -202,7 +211,7 @@ def test_room_is_never_seen_where_there_is_none(floor, due_ms: int, count: int, 
 @given(floors(models=2, alike=False, dues=loose), late, counts, soon)
 def test_a_promise_that_is_accepted_breaks_none(floor, due_ms: int, count: int, ready_ms: int):
     new = Newcomers(floor[0][0], NOW + due_ms * MS, count, NOW + ready_ms * MS)
-    assume(Plan(*floor).lateness_ns(new.line, new.due_ns, count, new.ready_ns, NOW) <= 0)
+    assume(planned(*floor).lateness_ns(new.line, new.due_ns, count, new.ready_ns, NOW) <= 0)
 
     assert worst(naive(*floor, NOW, new), from_newcomers=True) <= 0
 
@@ -215,7 +224,7 @@ def test_starts_that_were_kept_are_never_bolder_as_time_goes_on(
     now_ns = NOW + later
     assume(all(each.free_at_ns <= NOW or each.free_at_ns >= now_ns for each in floor[1]))  # nobody is overdue
     new = Newcomers(floor[0][0], NOW + due_ms * MS, count, now_ns)
-    plan = Plan(*floor)
+    plan = planned(*floor)
     plan._alone_ns(new.line, new.due_ns, before, NOW, NOW, growing=False)
 
     planned_ns = plan._alone_ns(new.line, new.due_ns, count, now_ns, now_ns, growing=False)
@@ -240,7 +249,7 @@ changes = st.lists(
 @given(floors(models=1), changes, soon, counts)
 def test_starts_that_were_kept_are_those_of_a_plan_that_kept_nothing(floor, happened, due_ms: int, count: int):
     (only,), workers = floor
-    plan = Plan(*floor)
+    plan = planned(*floor)
     for what, value in happened:
         if what == "promise":
             promised(only, NOW + value * MS)
@@ -259,5 +268,7 @@ def test_starts_that_were_kept_are_those_of_a_plan_that_kept_nothing(floor, happ
             plan.lateness_ns(only, NOW + value * MS, 1, NOW, NOW)
 
     due_ns = NOW + due_ms * MS
-    kept_ns, fresh_ns = (each._alone_ns(only, due_ns, count, NOW, NOW, growing=False) for each in (plan, Plan(*floor)))
+    kept_ns, fresh_ns = (
+        each._alone_ns(only, due_ns, count, NOW, NOW, growing=False) for each in (plan, planned(*floor))
+    )
     assert kept_ns == fresh_ns

@@ -83,7 +83,7 @@ def test_what_runs_is_not_in_the_queue():
 def test_real_time_is_refused_beyond_its_quota():
     core = Core(line(**ROOM))
     core.s.lines[0].pace.quota = 3
-    core.s._admission._review_ns = NOW + 1
+    core.s.lines[0].review_ns = NOW + 1
     assert refused(core, count=4, priority=1) is None, "the batch class has none"
 
     assert accepted_count(core, in_ms=1000) == 3

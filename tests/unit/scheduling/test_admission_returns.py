@@ -193,7 +193,7 @@ def test_dates_do_not_outlive_the_overload():
 def test_who_comes_on_its_date_is_not_kept_out_by_what_may_come():
     core = Core(line(deadline_ns=40 * MS, **ROOM), points=((1, 10 * MS), (4, 30 * MS)))
     core.lines[0].pace.size = 4
-    core.s._admission._review_ns = LATER + 1
+    core.s.lines[0].review_ns = LATER + 1
     core.lines[0].returns.invite("ada", 1, 0, 1.0, NOW)
     assert refused(core, in_ms=50, at=LATER) is None
     core.fill(LATER)

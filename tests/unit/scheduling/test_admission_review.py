@@ -84,7 +84,7 @@ def test_a_size_is_not_changed_where_that_breaks_a_promise():
 def test_a_size_is_changed_where_every_promise_is_kept():
     core = Core(line(deadline_ns=25 * MS, **ROOM), points=((1, 1 * MS), (4, 10 * MS)))
     core.lines[0].pace.size = 4
-    core.s._admission._review_ns = NOW + 1
+    core.s.lines[0].review_ns = NOW + 1
     assert refused(core, count=4, in_ms=25) is None
     assert core.lines[0].pace.size == 4
 

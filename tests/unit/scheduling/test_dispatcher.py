@@ -88,7 +88,7 @@ def test_the_batch_class_fills_a_batch_up():
 def test_a_batch_is_not_filled_up_where_that_breaks_a_promise():
     core = Core(line(**ROOM), points=((1, 10 * MS), (4, 40 * MS)))
     core.lines[0].pace.size = core.lines[0].pace.best_size = 4
-    core.s._admission._review_ns = NOW + 1 * S
+    core.s.lines[0].review_ns = NOW + 1 * S
     rows(core, 60, *[1000] * 5, batch=(2, 3, 4, 5, 6))
     core.submit(model=0, deadline_ns=NOW + 61 * MS)  # still to be decoded, and to be done at 60
     core.fill()

@@ -21,7 +21,10 @@ class Floor:
             worker(index, dict.fromkeys(range(models), shape), free_at_ns=NOW + int(ms * MS))
             for index, ms in enumerate(free_ms)
         ]
-        self.plan = Plan(self.lines, self.workers)
+        busy = []
+        for each in self.lines:
+            each.busy = busy
+        self.plan = Plan(self.lines, self.workers, busy)
 
     def waits(self, *dues_ms: float, model: int = 0) -> Floor:
         promised(self.lines[model], *[NOW + int(ms * MS) for ms in dues_ms])
