@@ -51,7 +51,8 @@ def growth(found: list[tuple[Part, list[Point], Fit, Fit]], path: Path) -> Path:
             axes.set_ylim(bottom=0)
             axes.tick_params(labelsize=8)
             axes.xaxis.label.set_size(8)
-    rows[0][0].legend(frameon=False, fontsize=8)
+    lines, labels = rows[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
