@@ -48,7 +48,12 @@ class Call:
             ticket.owner = self
 
     def end(self, ticket: Ticket, outcome: Outcome) -> None:
-        """One image has its outcome; with the last one the waiter wakes."""
+        """One image has its outcome; with the last one the waiter wakes. The ticket lets go of the call.
+
+        They know each other, and what forms a ring is freed by the garbage collector alone: so every request was, and
+        each full collection looks at all that lives. With 10,000 silent connections it stopped the loop for 0.3 s.
+        """
+        ticket.owner = None
         self.outcomes[ticket.number - self._first] = outcome
         if ticket.done_ns:
             self.last = ticket

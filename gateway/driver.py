@@ -265,6 +265,7 @@ class Driver:
         for ticket in call.tickets:
             if ticket.stage is not Stage.ENDED:
                 self.core.cancel(ticket, now_ns)
+            ticket.owner = None  # as `Call.end` would, which nobody calls any more
         self._ask_pump()
 
     # -- the pump ------------------------------------------------------------------------------------------------
@@ -297,7 +298,8 @@ class Driver:
             ticket = effect.ticket
             if ticket.stage is not Stage.ENDED:
                 self.core.cancel(ticket, time.monotonic_ns())
-            ticket.owner.end(ticket, errors.Refusal("something went wrong here; the log says what"))
+            if ticket.owner is not None:  # else it was answered before the fault
+                ticket.owner.end(ticket, errors.Refusal("something went wrong here; the log says what"))
         elif isinstance(effect, Send):
             self.core.broken(Role.DECODER, effect.decoder, "could not be sent to", time.monotonic_ns())
         elif isinstance(effect, RunBatch):

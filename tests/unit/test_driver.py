@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import signal
 import time
 from pathlib import Path
@@ -16,12 +17,12 @@ import numpy as np
 import pytest
 
 from gateway import config, errors
-from gateway.calls import Classes
+from gateway.calls import Call, Classes
 from gateway.driver import Driver
 from gateway.link import Link, socket_pair
 from gateway.models.repository import ModelVersion
 from gateway.models.spec import parse_contract
-from gateway.scheduling.ticket import TENSOR, Role
+from gateway.scheduling.ticket import TENSOR, Role, Ticket
 from gateway.supervisor import Obituary
 from shm import layout, wire
 from shm.segment import Segment
@@ -244,6 +245,61 @@ def test_an_image_goes_its_way():
         assert (outcome.indices, outcome.probabilities) == ([7], [0.75])
         room.assert_nothing_held()
         assert room.killed == []
+
+    in_a_room(story)
+
+
+@pytest.mark.parametrize("ends", ["answered", "abandoned"])
+def test_a_request_that_is_over_leaves_nothing_for_the_garbage_collector(ends):
+    async def story(room):
+        decoder, worker = await room.up()
+        call = room.submit(2)
+        if ends == "answered":
+            await room.decode(decoder)
+            await room.run(worker, 7)
+            await answered(call)
+        else:
+            await room.wait(lambda: room.line.arena.statistics()["filling"])
+            room.driver.abandon(call)
+            await room.decode(decoder)
+            await room.wait(lambda: not room.line.arena.statistics()["zombie"])
+        room.assert_nothing_held()
+        for _ in range(3):  # what the loop still holds of this turn
+            await asyncio.sleep(0)
+        assert any(isinstance(each, Call) for each in gc.get_objects())
+        del call
+        left = [type(each) for each in gc.get_objects() if isinstance(each, Call | Ticket)]
+        # Of deadlines that have not come the heap keeps a few ended tickets; nobody keeps a call.
+        assert Call not in left
+        assert left.count(Ticket) <= 2
+
+    gc.collect()
+    gc.disable()
+    try:
+        in_a_room(story)
+    finally:
+        gc.enable()
+
+
+def test_a_fault_behind_an_answer_changes_nothing_of_it(monkeypatch):
+    async def story(room):
+        decoder, worker = await room.up()
+        release, faults = room.core.release, iter([KeyError("a fault of ours")])
+
+        def release_after_a_fault(ticket):
+            release(ticket)
+            for fault in faults:
+                raise fault
+
+        monkeypatch.setattr(room.core, "release", release_after_a_fault)
+        unlucky, lucky = room.submit(), room.submit()
+        await room.decode(decoder)
+        await room.run(worker, 1)
+
+        for call in (unlucky, lucky):
+            (outcome,) = await answered(call)
+            assert isinstance(outcome, Classes)
+        room.assert_nothing_held()
 
     in_a_room(story)
 
