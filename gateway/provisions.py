@@ -1,8 +1,9 @@
-"""What a gateway settles about its own process before it serves: kept heap, descriptors."""
+"""What a gateway settles about its own process before it serves: kept heap, garbage, descriptors."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import resource
 
 from gateway import logs
@@ -28,6 +29,22 @@ def keep_heap() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, HEAP_KEPT_SIZE // 2)
         libc.mallopt(_M_TRIM_THRESHOLD, HEAP_KEPT_SIZE)
+
+
+YOUNG_COUNT = 20_000
+"""Objects that may come, and stay, before the garbage collector looks at them."""
+
+
+def rest_collector() -> None:
+    """Have the garbage collector look at what was made since the last time far less often, and never at what is here.
+
+    What exists now lives as long as the process, and without `freeze` every full collection stops the loop to look at
+    it. Requests leave no garbage, so that what 700 new objects (CPython's own threshold) show is how many requests are
+    under way: with 1,000 of them and 10,000 silent connections 30 µs of CPU a request, and stops of 0.4 s.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_COUNT, 10, 10)
 
 
 def raise_fd_limit(connections_max: int, model_count: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from gateway.measured import collect
 from gateway.models.repository import scan
 from gateway.paths import state_dir
 from gateway.patience import Patience
-from gateway.provisions import keep_heap, raise_fd_limit
+from gateway.provisions import keep_heap, raise_fd_limit, rest_collector
 from shm import failpoints
 
 if TYPE_CHECKING:
@@ -296,9 +295,7 @@ async def _serve(
     for number, delay_s in ((signal.SIGTERM, settings.stop_delay_s), (signal.SIGINT, 0.0)):
         loop.add_signal_handler(number, gateway.on_signal, delay_s)
     gateway.start()
-    # What exists now lives as long as the process: without this, every full collection stops the loop to look at it.
-    gc.collect()
-    gc.freeze()
+    rest_collector()
     try:
         await _until(_live(gateway, body), gateway.stop_asked)
     finally:
