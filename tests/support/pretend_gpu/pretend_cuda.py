@@ -16,6 +16,7 @@ import os
 import queue
 import threading
 import time
+import traceback
 
 import numpy as np
 import pretend_gpus
@@ -25,6 +26,8 @@ CAPTURE_FAILS = "PENSTOCK_PRETEND_CAPTURE_FAILS"
 CONTEXT_SIZE = 300 << 20
 """What a process holds once it has opened the card."""
 POISON = 0xCD
+UNKNOWN = 999
+"""cudaErrorUnknown."""
 NAME, UUID, FOLDER = pretend_gpus.NAME, pretend_gpus.uuid(0), pretend_gpus.FOLDER
 
 
@@ -42,38 +45,48 @@ class Stream:
         self.work = queue.SimpleQueue()
         self.recording = None
         self.spoiled = 0
-        self.begun = self.done = 0
-        self.idle = threading.Condition()
-        threading.Thread(target=self._run, daemon=True).start()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
 
     def put(self, step):
         if self.recording is not None:
             self.recording.append(step)
             return
-        with self.idle:
-            self.begun += 1
         self.work.put(step)
 
     def _run(self):
         while True:
             step = self.work.get()
-            if self.card.sticky == 0:
+            if self.card.sticky == 0 or isinstance(step, Turn):
                 try:
                     step()
                 except Fault as fault:
                     self.card.sticky = fault.code
+                except Exception:  # noqa: BLE001 - a defect of the pretence: seen, and no reason to wait for ever
+                    traceback.print_exc()
+                    self.card.sticky = UNKNOWN
             elif isinstance(step, Mark):
                 step.event.reach()
             # What it holds may be asked for: an engine that is let go of gives its memory back.
             step = None
-            with self.idle:
-                self.done += 1
-                self.idle.notify_all()
 
     def wait(self):
-        with self.idle:
-            until = self.begun
-            self.idle.wait_for(lambda: self.done >= until)
+        """Until everything that was put is done. Whoever is let go of on the stream itself does not wait for it."""
+        if threading.current_thread() is self.thread:
+            return
+        turn = Turn()
+        self.work.put(turn)
+        turn.come.wait()
+
+
+class Turn:
+    """A step that says that it is its turn."""
+
+    def __init__(self):
+        self.come = threading.Event()
+
+    def __call__(self):
+        self.come.set()
 
 
 class Event:

@@ -77,7 +77,7 @@ class ICudaEngine(Bound):
         self._users = {}
 
     def __del__(self):
-        self._card.cudaFree(self._weights)
+        self._card.give_back(self._weights)
 
     @property
     def num_io_tensors(self):
